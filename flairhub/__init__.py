@@ -1,0 +1,42 @@
+"""flairhub: multi-sensor Earth observation data to land-cover and crop maps.
+
+The public functions are loaded on first use, so that `import flairhub` stays light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "open_cube": "flairhub.cube",
+    "open_roi": "flairhub.cube",
+    "ingest": "flairhub.ingest",
+    "train": "flairhub.training",
+    "load_model": "flairhub.models",
+    "open_zone": "flairhub.inference",
+    "predict_zone": "flairhub.inference",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+if TYPE_CHECKING:
+    from flairhub.cube import open_cube, open_roi
+    from flairhub.inference import open_zone, predict_zone
+    from flairhub.ingest import ingest
+    from flairhub.models import load_model
+    from flairhub.training import train
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'flairhub' has no attribute {name!r}")
+    value = getattr(import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,90 @@
+"""The `flairhub` command: the only place with exit codes and terminal output."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from importlib import import_module
+
+import click
+
+from flairhub import __version__
+from flairhub.errors import FlairhubError
+
+_COMMANDS = {
+    "ingest": "Convert FLAIR-HUB files to a Zarr cube.",
+    "train": "Train, predict and score as the configuration's tasks say.",
+    "zonal": "Map a zone (whole rasters) with a model.",
+    "cube": "Look at a cube.",
+    "model": "Look at and convert model weights.",
+    "demo": "Run the whole chain on a small made data set.",
+}
+
+
+class _LazyGroup(click.Group):
+    """Loads a command's module only when that command is used, so that `--help` stays fast."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        return import_module(f"flairhub.cli.{cmd_name}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="flairhub")
+@click.option("--verbose", "-v", is_flag=True, help="Show the library's log messages.")
+@click.option("--debug", is_flag=True, help="Show tracebacks of errors.")
+@click.pass_context
+def cli(ctx: click.Context, verbose: bool, debug: bool) -> None:
+    """Multi-sensor Earth observation data to land-cover and crop maps.
+
+    \b
+    Try it on a small made data set (about two minutes):
+      flairhub demo
+    """
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+        force=True,
+    )
+    ctx.obj = {"debug": debug}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 failure, 2 usage or configuration, 130 interrupted."""
+    arguments = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in arguments or bool(os.environ.get("FLAIRHUB_DEBUG"))
+    try:
+        cli.main(args=arguments, prog_name="flairhub", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted.", err=True)
+        sys.exit(130)
+    except FlairhubError as error:
+        if debug:
+            raise
+        click.echo(f"{type(error).__name__}: {error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of our output went away (`flairhub cube info ... | head`).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        click.echo(
+            f"Unexpected {type(error).__name__}: {error}\n"
+            "This looks like a defect of flairhub. Run again with `flairhub --debug ...` for the traceback.",
+            err=True,
+        )
+        sys.exit(1)
