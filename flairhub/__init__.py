@@ -23,11 +23,13 @@ _PUBLIC = {
 __all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
-    from flairhub.cube import open_cube, open_roi
-    from flairhub.inference import open_zone, predict_zone
-    from flairhub.ingest import ingest
-    from flairhub.models import load_model
-    from flairhub.training import train
+    from flairhub.cube import open_cube as open_cube
+    from flairhub.cube import open_roi as open_roi
+    from flairhub.inference import open_zone as open_zone
+    from flairhub.inference import predict_zone as predict_zone
+    from flairhub.ingest import ingest as ingest
+    from flairhub.models import load_model as load_model
+    from flairhub.training import train as train
 
 
 def __getattr__(name: str) -> Any:

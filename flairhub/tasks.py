@@ -130,9 +130,7 @@ def _spread_colour(index: int, count: int) -> tuple[int, int, int]:
 
 def numbered_classes(count: int) -> tuple[LabelClass, ...]:
     """Classes of a nomenclature whose names are not published: `class 0`, `class 1`, ..."""
-    return tuple(
-        LabelClass(i, f"class {i}", f"classe {i}", _spread_colour(i, count)) for i in range(count)
-    )
+    return tuple(LabelClass(i, f"class {i}", f"classe {i}", _spread_colour(i, count)) for i in range(count))
 
 
 _DEFAULTS: Mapping[tuple[str, int], tuple[LabelClass, ...]] = MappingProxyType(

@@ -1,0 +1,141 @@
+"""Grids: CRS, transform and shape, and how grids of different resolution fit each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from flairhub.errors import DataError
+
+ALIGNMENT_TOLERANCE_PX = 0.01
+"""How far grids may be off before they count as different, in pixels of the finer grid."""
+
+
+@dataclass(frozen=True)
+class GeoBox:
+    """A north-up pixel grid.
+
+    Attributes:
+        crs_wkt: Coordinate reference system as WKT; empty = none.
+        x_min: Left edge of the left column, CRS units (metres).
+        y_max: Upper edge of the upper row.
+        x_res: Pixel width, above 0.
+        y_res: Pixel height, above 0.
+        height: Rows.
+        width: Columns.
+    """
+
+    crs_wkt: str
+    x_min: float
+    y_max: float
+    x_res: float
+    y_res: float
+    height: int
+    width: int
+
+    @property
+    def x_max(self) -> float:
+        """Right edge of the right column."""
+        return self.x_min + self.width * self.x_res
+
+    @property
+    def y_min(self) -> float:
+        """Lower edge of the lower row."""
+        return self.y_max - self.height * self.y_res
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """(left, bottom, right, top)."""
+        return self.x_min, self.y_min, self.x_max, self.y_max
+
+    @property
+    def transform(self) -> tuple[float, float, float, float, float, float]:
+        """Affine coefficients (a, b, c, d, e, f) in rasterio's order."""
+        return self.x_res, 0.0, self.x_min, 0.0, -self.y_res, self.y_max
+
+    def crop(self, row: int, col: int, height: int, width: int) -> GeoBox:
+        """Return the grid of a window, in pixels; it may reach outside."""
+        return GeoBox(
+            self.crs_wkt,
+            self.x_min + col * self.x_res,
+            self.y_max - row * self.y_res,
+            self.x_res,
+            self.y_res,
+            height,
+            width,
+        )
+
+    def resized(self, height: int, width: int) -> GeoBox:
+        """Return the grid of the same bounds with another number of pixels."""
+        return GeoBox(
+            self.crs_wkt,
+            self.x_min,
+            self.y_max,
+            self.width * self.x_res / width,
+            self.height * self.y_res / height,
+            height,
+            width,
+        )
+
+
+def geobox_of(dataset: Any, where: str) -> GeoBox:
+    """Return the grid of an open rasterio dataset.
+
+    Args:
+        dataset: Open `rasterio.DatasetReader`.
+        where: File name for messages.
+
+    Raises:
+        DataError: The raster has no georeferencing, is rotated, or is not north-up.
+    """
+    a, b, c, d, e, f = tuple(dataset.transform)[:6]
+    if (a, b, c, d, e, f) == (1.0, 0.0, 0.0, 0.0, 1.0, 0.0):
+        raise DataError(f"{where}: no georeferencing found. Expected a transform and a CRS in the file.")
+    if b or d:
+        raise DataError(f"{where}: the raster is rotated (transform {(a, b, c, d, e, f)}). Expected north-up.")
+    if a <= 0 or e >= 0:
+        raise DataError(
+            f"{where}: pixel size ({a}, {e}) is not north-up. Expected positive x and negative y; warp the file first."
+        )
+    wkt = dataset.crs.to_wkt() if dataset.crs else ""
+    return GeoBox(wkt, c, f, a, -e, dataset.height, dataset.width)
+
+
+def same_crs(first_wkt: str, second_wkt: str) -> bool:
+    """True when two CRS mean the same, however they are written."""
+    if first_wkt == second_wkt:
+        return True
+    if not first_wkt or not second_wkt:
+        return False
+    from rasterio.crs import CRS
+
+    first, second = CRS.from_wkt(first_wkt), CRS.from_wkt(second_wkt)
+    if first == second:
+        return True
+    codes = first.to_epsg(confidence_threshold=70), second.to_epsg(confidence_threshold=70)
+    return codes[0] is not None and codes[0] == codes[1]
+
+
+def crs_name(wkt: str) -> str:
+    """Short name of a CRS for messages: `EPSG:2154`, its own name, or `none`."""
+    if not wkt:
+        return "none"
+    from rasterio.crs import CRS
+
+    crs = CRS.from_wkt(wkt)
+    epsg = crs.to_epsg()
+    return f"EPSG:{epsg}" if epsg else str(wkt.split('"')[1] if '"' in wkt else wkt[:40])
+
+
+def integer_ratio(coarse_res: float, fine_res: float, length_px: int) -> int | None:
+    """Return how many fine pixels one coarse pixel covers, or None when that is no whole number.
+
+    Args:
+        coarse_res: Larger pixel size.
+        fine_res: Smaller pixel size.
+        length_px: Coarse pixels over which the rounding may add up to at most the alignment tolerance.
+    """
+    ratio = round(coarse_res / fine_res)
+    if ratio < 1 or abs(coarse_res - ratio * fine_res) * length_px > ALIGNMENT_TOLERANCE_PX * fine_res * max(ratio, 1):
+        return None
+    return ratio
