@@ -1,0 +1,38 @@
+"""Fixtures of the whole suite: made data sets and cubes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from makers import PatchFiles, make_patch_files
+
+
+@pytest.fixture(scope="session")
+def patch_files(tmp_path_factory: pytest.TempPathFactory) -> PatchFiles:
+    """One data set with all ten data groups: 2 domains, 1 ROI each of 2 x 2 patches. Read only: copy to change."""
+    return make_patch_files(tmp_path_factory.mktemp("files"), n_rois=1, domains=("D012-2019", "D033-2018"))
+
+
+@pytest.fixture(scope="session")
+def make_cube(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return `make_cube(files, config=None, **options)`: ingests a made data set, returns the cube's path.
+
+    Cubes of the same data set and options are made once per session: read only, copy to change.
+    """
+    made: dict[Any, Path] = {}
+
+    def make(files: PatchFiles, config: Any = None, **options: Any) -> Path:
+        from flairhub.ingest import ingest
+
+        key = (str(files.folder), id(config) if config is not None else None, repr(sorted(options.items())))
+        if key not in made:
+            path = tmp_path_factory.mktemp("cubes") / "made.zarr"
+            source: dict[str, Any] = {"root": files.folder} if config is None else {"config": config}
+            ingest(cube=path, **source, **options)
+            made[key] = path
+        return made[key]
+
+    return make
