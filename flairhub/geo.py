@@ -136,6 +136,5 @@ def integer_ratio(coarse_res: float, fine_res: float, length_px: int) -> int | N
         length_px: Coarse pixels over which the rounding may add up to at most the alignment tolerance.
     """
     ratio = round(coarse_res / fine_res)
-    if ratio < 1 or abs(coarse_res - ratio * fine_res) * length_px > ALIGNMENT_TOLERANCE_PX * fine_res * max(ratio, 1):
-        return None
-    return ratio
+    drift = abs(coarse_res - ratio * fine_res) * length_px
+    return ratio if ratio >= 1 and drift <= ALIGNMENT_TOLERANCE_PX * fine_res else None

@@ -1,0 +1,6 @@
+"""`python -m flairhub` is the `flairhub` command."""
+
+from flairhub.cli import main
+
+if __name__ == "__main__":
+    main()

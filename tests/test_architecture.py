@@ -1,0 +1,130 @@
+"""Arrows point down: which module may import which."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "flairhub"
+
+# Higher number = higher floor. Rooms on one floor do not know each other.
+FLOORS = {
+    "errors": 0,
+    "progress": 0,
+    "modalities": 1,
+    "tasks": 1,
+    "timeseries": 2,
+    "confusion": 2,
+    "geo": 2,
+    "prepare": 3,
+    "config": 4,
+    "cube": 5,
+    "data": 6,
+    "models": 6,
+    "ingest": 6,
+    "training": 7,
+    "inference": 7,
+    "report": 7,
+    "demo": 8,
+    "cli": 9,
+    "__main__": 10,
+}
+TORCH_FREE = {room for room, floor in FLOORS.items() if floor < FLOORS["data"]} | {"ingest"}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path) -> list[tuple[int, str]]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            module = node.module or ""
+            if module == "flairhub":
+                found += [(node.lineno, f"flairhub.{alias.name}") for alias in node.names]
+            else:
+                found.append((node.lineno, module))
+    return found
+
+
+SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    room = room_of(path)
+    for line, module in imports_of(path):
+        parts = module.split(".")
+        if parts[0] == "torch" or parts[0] == "lightning":
+            assert room not in TORCH_FREE, f"{path}:{line}: torch below data/"
+        if parts[0] != "flairhub" or len(parts) == 1 or parts[1] in {room, "__version__"}:
+            continue
+        assert parts[1] in FLOORS, f"{path}:{line}: unknown room {parts[1]}"
+        assert FLOORS[parts[1]] < FLOORS[room], f"{path}:{line}: {room} must not import {parts[1]}"
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {room_of(path) for path in SOURCES} == set(FLOORS)
+
+
+def test_files_stay_small() -> None:
+    sizes = {str(path.relative_to(PACKAGE)): len(path.read_text().splitlines()) for path in SOURCES}
+    assert {name: size for name, size in sizes.items() if size > 400} == {}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_cli_prints_and_exits(path: Path) -> None:
+    if room_of(path) == "cli":
+        return
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            assert name not in {"print", "sys.exit", "exit", "quit", "os._exit"}, f"{path}:{node.lineno}: {name}"
+
+
+def test_no_modality_is_special() -> None:
+    """Facts are rows of a table: no comparison with a modality name in the code."""
+    from flairhub.modalities import MODALITIES
+
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Compare) and room_of(path) != "demo":
+                constants = [n.value for n in [node.left, *node.comparators] if isinstance(n, ast.Constant)]
+                assert not set(map(str, constants)) & set(MODALITIES), f"{path}:{node.lineno}"
+
+
+def loaded_after(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(' '.join(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(result.stdout.split("\n")[-2].split())
+
+
+def test_import_is_light() -> None:
+    heavy = {"torch", "dask", "xarray", "zarr", "rasterio", "pandas", "lightning", "matplotlib", "pydantic"}
+    assert not heavy & loaded_after("import flairhub")
+
+
+def test_help_is_light() -> None:
+    heavy = {"torch", "dask", "xarray", "zarr", "rasterio", "pandas", "lightning", "matplotlib"}
+    call = "import flairhub.cli as c; c.cli.main(['--help'], standalone_mode=False)"
+    assert not heavy & loaded_after(call)
+
+
+@pytest.mark.parametrize("room", ["flairhub.cube", "flairhub.ingest", "flairhub.config"])
+def test_no_torch_below_data(room: str) -> None:
+    assert "torch" not in loaded_after(f"import {room}")
+
+
+def test_public_names_resolve() -> None:
+    import flairhub
+
+    for name in flairhub.__all__:
+        assert getattr(flairhub, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = flairhub.nothing

@@ -1,0 +1,108 @@
+"""Tables: modalities, tasks, grids."""
+
+import pytest
+
+from flairhub.errors import ConfigError, DataError, OutputExistsError, UsageError
+from flairhub.geo import GeoBox, crs_name, geobox_of, integer_ratio, same_crs
+from flairhub.modalities import INPUTS, LABELS, MODALITIES, PATCH_SIZE_M, Kind, modality
+from flairhub.tasks import default_task, level_sizes, named_task, numbered_classes
+
+
+def test_inputs_are_in_network_order() -> None:
+    assert INPUTS == (
+        "AERIAL_RGBI",
+        "AERIAL-RLT_PAN",
+        "DEM_ELEV",
+        "SPOT_RGBI",
+        "SENTINEL2_TS",
+        "SENTINEL1-ASC_TS",
+        "SENTINEL1-DESC_TS",
+    )
+    assert LABELS == ("AERIAL_LABEL-COSIA", "ALL_LABEL-LPIS")
+
+
+def test_every_modality_covers_one_patch() -> None:
+    for row in MODALITIES.values():
+        assert row.size_px * row.gsd_m == pytest.approx(PATCH_SIZE_M)
+        if row.kind is Kind.SERIES and row.quality_mask:
+            assert MODALITIES[row.quality_mask].dates_of == row.name
+
+
+def test_unknown_modality_is_explained() -> None:
+    with pytest.raises(UsageError, match=r"'AERIAL_RGB'\. Did you mean AERIAL_RGBI\?"):
+        modality("AERIAL_RGB")
+
+
+def test_nomenclatures() -> None:
+    cosia, lpis = default_task("AERIAL_LABEL-COSIA"), default_task("ALL_LABEL-LPIS")
+    assert (cosia.n_classes, lpis.n_classes) == (19, 23)
+    assert level_sizes("ALL_LABEL-LPIS") == (23, 31, 46)
+    assert cosia.classes[6].colour == (0x15, 0x53, 0xAE)
+    assert cosia.classes[0].name_fr == "bâtiment"
+    assert lpis.names[3] == "Maize"
+    assert len({row.colour for row in numbered_classes(46)}) == 46
+    with pytest.raises(UsageError, match="level 4"):
+        default_task("ALL_LABEL-LPIS", 4)
+
+
+def test_configured_names_replace_published_ones() -> None:
+    names = dict(enumerate(default_task("AERIAL_LABEL-COSIA").names))
+    assert named_task("AERIAL_LABEL-COSIA", 1, names) == default_task("AERIAL_LABEL-COSIA")
+    task = named_task("AERIAL_LABEL-COSIA", 1, {0: "house", 1: "greenhouse"})
+    assert task.classes[0].name_fr == "house"
+    assert task.classes[1].name_fr == "serre"
+    with pytest.raises(UsageError, match=r"must be 0\.\.1, got \[0, 2\]"):
+        named_task("AERIAL_LABEL-COSIA", 1, {0: "a", 2: "b"})
+
+
+def test_exit_codes() -> None:
+    assert DataError("x").exit_code == 1
+    assert OutputExistsError("x").exit_code == 2
+    error = ConfigError("config.yaml", ["a: wrong", "b: missing"])
+    assert error.exit_code == 2
+    assert str(error) == "config.yaml: 2 problems\n  - a: wrong\n  - b: missing"
+
+
+class FakeDataset:
+    def __init__(self, transform: tuple[float, ...], crs: object = None):
+        self.transform, self.crs, self.height, self.width = transform, crs, 10, 20
+
+
+def test_geobox_edges_and_windows() -> None:
+    box = geobox_of(FakeDataset((0.5, 0.0, 100.0, 0.0, -0.5, 50.0)), "a.tif")
+    assert box.bounds == (100.0, 45.0, 110.0, 50.0)
+    assert box.crop(2, -4, 3, 5) == GeoBox("", 98.0, 49.0, 0.5, 0.5, 3, 5)
+    assert box.resized(5, 10).bounds == box.bounds
+    assert box.resized(5, 10).x_res == 1.0
+
+
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        ((1.0, 0.0, 0.0, 0.0, 1.0, 0.0), "no georeferencing"),
+        ((1.0, 0.1, 0.0, 0.0, -1.0, 0.0), "rotated"),
+        ((1.0, 0.0, 5.0, 0.0, 1.0, 0.0), "not north-up"),
+    ],
+)
+def test_odd_rasters_are_refused(transform: tuple[float, ...], message: str) -> None:
+    with pytest.raises(DataError, match=f"a.tif.*{message}"):
+        geobox_of(FakeDataset(transform), "a.tif")
+
+
+def test_crs_are_compared_by_meaning() -> None:
+    from rasterio.crs import CRS
+
+    lambert, utm = CRS.from_epsg(2154).to_wkt(), CRS.from_epsg(32631).to_wkt()
+    assert same_crs(lambert, CRS.from_epsg(2154).to_wkt(version="WKT1_ESRI"))
+    assert not same_crs(lambert, utm)
+    assert not same_crs(lambert, "")
+    assert crs_name(lambert) == "EPSG:2154"
+    assert crs_name("") == "none"
+
+
+def test_integer_ratio_tolerates_rounding_only() -> None:
+    assert integer_ratio(10.24, 0.2, 10) is None  # 51.2
+    assert integer_ratio(1.6, 0.2, 64) == 8
+    assert integer_ratio(1.6000001, 0.2, 64) == 8
+    assert integer_ratio(1.61, 0.2, 64) is None
+    assert integer_ratio(0.2, 0.2, 100) == 1

@@ -1,0 +1,188 @@
+from datetime import date, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flairhub.errors import DataError, UsageError
+from flairhub.timeseries import (
+    CloudFilter,
+    SeriesPreparation,
+    average_series,
+    day_offsets,
+    fill_published,
+    keep_dates,
+    parse_date,
+    parse_dates_json,
+    period_offsets,
+    prepare_series,
+)
+
+GOLDEN = np.load(Path(__file__).parent / "data/golden/timeseries.npz")
+CASES = ("a", "b", "dense")
+
+
+def days(*texts: str) -> np.ndarray:
+    return np.array([parse_date(text, "test") for text in texts])
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("key", "rule"),
+    [
+        ("keep_cloud1_snow1_frac0.05", CloudFilter()),
+        ("keep_cloud30_snow1_frac0.05", CloudFilter(max_cloud=30)),
+        ("keep_cloud1_snow1_frac0.2", CloudFilter(max_frac=0.2)),
+    ],
+)
+def test_kept_dates_are_the_published_ones(case: str, key: str, rule: CloudFilter) -> None:
+    np.testing.assert_array_equal(keep_dates(GOLDEN[f"{case}/mask"], rule), GOLDEN[f"{case}/{key}"])
+
+
+def test_snow_alone_decides_when_every_date_is_cloudy() -> None:
+    expected = GOLDEN["fallback/keep_cloud1_snow1_frac0.05"]
+    np.testing.assert_array_equal(keep_dates(GOLDEN["fallback/mask"], CloudFilter()), expected)
+    quality = np.zeros((3, 2, 4, 4), np.uint8)
+    quality[:, 1] = 100
+    quality[1, 0] = 100
+    assert keep_dates(quality, CloudFilter()).tolist() == [True, False, True]
+
+
+def test_nothing_is_kept_under_snow_and_cloud() -> None:
+    assert keep_dates(np.full((2, 2, 3, 3), 100, np.uint8), CloudFilter()).tolist() == [False, False]
+    assert keep_dates(np.zeros((0, 2, 3, 3), np.uint8), CloudFilter()).tolist() == []
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("average", ["monthly", "semi-monthly"])
+def test_averages_are_the_published_ones(case: str, average: str) -> None:
+    dates = days(*GOLDEN[f"{case}/dates"])
+    filled = fill_published(average_series(GOLDEN[f"{case}/values"], dates, average, "05-15"))
+    np.testing.assert_allclose(filled.values, GOLDEN[f"{case}/{average}/mean"], rtol=1e-6)
+    np.testing.assert_array_equal(filled.offsets, GOLDEN[f"{case}/{average}/day_offset"])
+
+
+def brute_average(values: np.ndarray, dates: list[date], average: str) -> tuple[np.ndarray, list[int]]:
+    means, counts = [], []
+    for month in range(1, 13):
+        for half in (None,) if average == "monthly" else (1, 2):
+            chosen = [i for i, d in enumerate(dates) if d.month == month and half in (None, 1 if d.day <= 15 else 2)]
+            counts.append(len(chosen))
+            means.append(values[chosen].mean(axis=0) if chosen else np.zeros(values.shape[1:]))
+    return np.array(means), counts
+
+
+@given(
+    offsets=st.lists(st.integers(0, 800), min_size=1, max_size=30),
+    average=st.sampled_from(["monthly", "semi-monthly"]),
+    seed=st.integers(0, 99),
+)
+def test_averages_equal_brute_force(offsets: list[int], average: str, seed: int) -> None:
+    dates = [date(2018, 11, 3) + timedelta(days=offset) for offset in offsets]
+    values = np.random.default_rng(seed).integers(0, 9000, (len(dates), 2, 3, 3)).astype(np.uint16)
+    result = average_series(values, np.array(dates, "datetime64[D]"), average, "05-15")
+    means, counts = brute_average(values, dates, average)
+    assert result.count.tolist() == counts
+    np.testing.assert_allclose(result.values, means, rtol=1e-6)
+
+
+def test_offsets_count_from_the_reference_day_of_the_own_year() -> None:
+    dates = days("20190515", "20190101", "20201231", "20200301")
+    assert day_offsets(dates, "05-15").tolist() == [0, -134, 230, -75]
+    assert day_offsets(np.array(["NaT"], "datetime64[D]"), "05-15").tolist() == [0]
+
+
+def test_period_offsets_know_leap_years() -> None:
+    assert period_offsets("monthly", "05-15", 2019)[:6].tolist() == [-120, -89, -61, -30, 0, 31]
+    assert period_offsets("monthly", "05-15", 2020)[:2].tolist() == [-121, -90]
+    assert period_offsets("semi-monthly", "05-15", 2019)[:4].tolist() == [-127, -112, -96, -81]
+
+
+def test_masked_fill_keeps_true_offsets_of_empty_periods() -> None:
+    values = np.full((1, 1, 2, 2), 7, np.uint16)
+    series = prepare_series(values, days("20190620"), None, SeriesPreparation(average="monthly"))
+    assert series.valid.tolist() == [month == 6 for month in range(1, 13)]
+    assert series.offsets.tolist() == period_offsets("monthly", "05-15", 2019).tolist()
+    assert series.values[5].tolist() == [[[7, 7], [7, 7]]]
+
+
+def test_published_fill_is_all_valid() -> None:
+    values = np.full((1, 1, 2, 2), 7, np.uint16)
+    preparation = SeriesPreparation(average="monthly", fill="published")
+    series = prepare_series(values, days("20190620"), None, preparation)
+    assert series.valid.all()
+    assert series.offsets.tolist() == [0] * 5 + [31] * 7
+
+
+def test_semi_monthly_keeps_dates_of_other_years() -> None:
+    values = np.stack([np.full((1, 1, 1), 10), np.full((1, 1, 1), 30)])
+    result = average_series(values, days("20181220", "20191220"), "semi-monthly", "05-15")
+    assert result.count[23] == 2
+    assert result.values[23, 0, 0, 0] == 20
+
+
+def test_filter_comes_before_the_average_and_channels_are_ordered() -> None:
+    values = np.arange(3 * 2 * 1 * 1).reshape(3, 2, 1, 1).astype(np.float32)
+    quality = np.zeros((3, 2, 1, 1), np.uint8)
+    quality[1, 1] = 90
+    preparation = SeriesPreparation(channels=(2, 1), cloud_filter=CloudFilter(), average="monthly")
+    series = prepare_series(values, days("20190103", "20190105", "20190107"), quality, preparation)
+    assert series.values[0].ravel().tolist() == [3.0, 2.0]
+
+
+def test_single_dates_stay_native() -> None:
+    values = np.ones((2, 1, 2, 2), np.uint16)
+    series = prepare_series(values, days("20190515", "20190516"), None, SeriesPreparation())
+    assert series.values.dtype == np.uint16
+    assert series.offsets.tolist() == [0, 1]
+
+
+def test_numbers_of_dates_and_images_must_agree() -> None:
+    with pytest.raises(DataError, match="2 images but 1 dates"):
+        prepare_series(np.ones((2, 1, 1, 1)), days("20190515"), None, SeriesPreparation())
+    preparation = SeriesPreparation(cloud_filter=CloudFilter())
+    with pytest.raises(DataError, match="needs 1 quality images, found none"):
+        prepare_series(np.ones((1, 1, 1, 1)), days("20190515"), None, preparation)
+
+
+def test_dates_are_sorted_by_number_not_by_text() -> None:
+    text = '{"10": "20190110", "2": "20190102", "1": "20190101", ' + ", ".join(
+        f'"{i}": "2019010{i}"' for i in range(3, 10)
+    )
+    dates = parse_dates_json(text + "}", "dates.gpkg, patch P")
+    assert dates.tolist() == [date(2019, 1, i) for i in range(1, 11)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"1": "2019-01-03"}', r"patch P, entry 1: date '2019-01-03' is not YYYYMMDD"),
+        ('{"1": "20190230"}', r"entry 1: date '20190230'"),
+        ('{"1": 20190203}', r"entry 1: date 20190203"),
+        ('{"1": "20190103", "3": "20190105"}', r"positions must be 1\.\.2, got \[1, 3\]"),
+        ("[]", "not a JSON object"),
+        ("nan", "not a JSON object"),
+    ],
+)
+def test_bad_dates_are_named(text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        parse_dates_json(text, "dates.gpkg, patch P")
+
+
+def test_preparation_survives_json() -> None:
+    preparation = SeriesPreparation((3, 1), CloudFilter(30, 2, 0.1), "semi-monthly", "published", "06-01")
+    assert SeriesPreparation.from_json(preparation.to_json()) == preparation
+    assert SeriesPreparation.from_json(SeriesPreparation().to_json()) == SeriesPreparation()
+
+
+def test_bad_options_are_refused() -> None:
+    with pytest.raises(UsageError, match="expected MM-DD"):
+        SeriesPreparation(ref_date="15-05")
+    with pytest.raises(UsageError, match="02-29"):
+        SeriesPreparation(ref_date="02-29")
+    with pytest.raises(UsageError, match="average"):
+        SeriesPreparation(average="weekly")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"channels \[4\] do not exist"):
+        prepare_series(np.ones((1, 3, 1, 1)), days("20190515"), None, SeriesPreparation(channels=(1, 4)))
