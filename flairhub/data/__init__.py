@@ -1,1 +1,20 @@
+"""From cube positions to batches: order, reading ahead, preparation on the device."""
 
+from __future__ import annotations
+
+from flairhub.data.augment import apply_dihedral, dihedral_codes
+from flairhub.data.batch import Batch, PreparedBatch
+from flairhub.data.loader import BatchLoader
+from flairhub.data.prepare import Preparation, prepare_batch
+from flairhub.data.sampler import Sampler
+
+__all__ = [
+    "Batch",
+    "BatchLoader",
+    "Preparation",
+    "PreparedBatch",
+    "Sampler",
+    "apply_dihedral",
+    "dihedral_codes",
+    "prepare_batch",
+]

@@ -1,0 +1,68 @@
+"""The eight symmetries of the square, applied to whole batches on their device."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flairhub.errors import UsageError
+
+N_SYMMETRIES = 8
+FLIP_Y, FLIP_X, TRANSPOSE = 1, 2, 4
+
+
+def dihedral_codes(index: NDArray[np.int64], seed: int, epoch: int) -> Tensor:
+    """Return one of the eight symmetries for every patch.
+
+    The choice follows from (seed, epoch, patch) alone: batch size, order, ranks and resuming do not change it.
+
+    Args:
+        index: (patch,) cube positions.
+        seed: Seed of the run.
+        epoch: Epoch, 0-based.
+
+    Returns:
+        (patch,) int64 on the CPU, sums of `FLIP_Y`, `FLIP_X` and `TRANSPOSE`.
+    """
+    key = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
+    # splitmix64 (Steele, Lea & Flood 2014): a hash that is uniform in its upper bits.
+    with np.errstate(over="ignore"):
+        z = np.asarray(index).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + key
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z ^= z >> np.uint64(31)
+    return torch.from_numpy((z >> np.uint64(61)).astype(np.int64))
+
+
+def apply_dihedral(values: Tensor, codes: Tensor) -> Tensor:
+    """Turn and flip every patch by its code: first the flips, then the transposition.
+
+    Args:
+        values: (patch, ..., y, x). Not changed.
+        codes: (patch,) int64 on the CPU.
+
+    Returns:
+        Same shape and dtype.
+
+    Raises:
+        UsageError: The patches are not square.
+    """
+    if values.shape[-1] != values.shape[-2]:
+        raise UsageError(
+            f"augmentation needs square patches, got {values.shape[-2]} x {values.shape[-1]} px. "
+            "Set modalities.pre_processings.use_augmentation: false."
+        )
+    result = torch.empty_like(values)
+    for code in codes.unique().tolist():
+        chosen = torch.nonzero(codes == code).flatten().to(values.device)
+        result[chosen] = _transformed(values[chosen], code)
+    return result
+
+
+def _transformed(values: Tensor, code: int) -> Tensor:
+    flips = [axis for bit, axis in ((FLIP_Y, -2), (FLIP_X, -1)) if code & bit]
+    if flips:
+        values = values.flip(flips)
+    return values.transpose(-1, -2) if code & TRANSPOSE else values
