@@ -1,0 +1,162 @@
+"""The two ways to one stored chunk: the mapped shard file, and zarr-python. Tested to give the same.
+
+Both raise `ChunkProblem`; `ArrayReader` adds the names.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flairhub.cube.codecs import ChunkCodec
+from flairhub.cube.shards import ABSENT, index_bytes, parse_index
+
+MOST_OPEN_SHARDS = 64
+"""Mapped shards kept open per array: each holds a file descriptor and a mapping."""
+
+
+class ChunkProblem(Exception):
+    """A chunk cannot be given; the message says why, without names."""
+
+
+class ChunkBackend(Protocol):
+    """Gives single inner chunks."""
+
+    def read_chunk(self, shard: int, position: int, out: NDArray[Any]) -> None:
+        """Decode a chunk into `out`, C-contiguous and of the chunk's shape.
+
+        Args:
+            shard: Number of the shard.
+            position: Place of the chunk in the shard's index.
+            out: Where to.
+
+        Raises:
+            ChunkProblem: Absent or damaged.
+        """
+
+
+class _Shard(NamedTuple):
+    data: NDArray[np.uint8]
+    table: NDArray[np.uint64]
+
+
+class DirectBackend:
+    """Decodes from memory-mapped shard files of a local store; threads may share it."""
+
+    def __init__(self, folder: Path, key: Any, n_chunks: int, codec: ChunkCodec):
+        """Keep the places; nothing is opened yet.
+
+        Args:
+            folder: Folder of the array.
+            key: Function from a shard's number to its path below `folder`.
+            n_chunks: Inner chunks per shard.
+            codec: Chain of the inner chunks.
+        """
+        self._folder, self._key, self._n_chunks, self._codec = folder, key, n_chunks, codec
+        self._open: OrderedDict[int, _Shard] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read_chunk(self, shard: int, position: int, out: NDArray[Any]) -> None:
+        """See `ChunkBackend.read_chunk`."""
+        mapped = self._shard(shard)
+        offset, length = mapped.table[position]
+        if offset == ABSENT:
+            raise ChunkProblem("is absent")
+        stored = mapped.data[int(offset) : int(offset) + int(length)]
+        try:
+            self._codec.decode_into(stored, out.reshape(-1).view(np.uint8))
+        except ValueError as error:
+            raise ChunkProblem(f"is damaged: {error}") from error
+
+    def _shard(self, shard: int) -> _Shard:
+        with self._lock:
+            found = self._open.get(shard)
+            if found is not None:
+                self._open.move_to_end(shard)
+                return found
+        opened = self._map(shard)
+        with self._lock:
+            self._open[shard] = opened
+            # A mapping that another thread still reads stays alive through its array.
+            while len(self._open) > MOST_OPEN_SHARDS:
+                self._open.popitem(last=False)
+        return opened
+
+    def _map(self, shard: int) -> _Shard:
+        path = self._folder / self._key(shard)
+        try:
+            with path.open("rb") as stream:
+                size = os.fstat(stream.fileno()).st_size
+                if size < index_bytes(self._n_chunks):
+                    raise ChunkProblem(f"is damaged: its shard {path.name} has {size} bytes only")
+                mapping = mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_READ)
+        except FileNotFoundError:
+            raise ChunkProblem("is absent: its shard file does not exist") from None
+        data = np.frombuffer(mapping, dtype=np.uint8)
+        try:
+            index = parse_index(data[-index_bytes(self._n_chunks) :], self._n_chunks, size)
+        except ValueError as error:
+            raise ChunkProblem(f"is damaged: the shard {error}") from error
+        return _Shard(data, index)
+
+
+class ZarrBackend:
+    """Reads through zarr-python: any store, any codec.
+
+    zarr-python gives the fill value for a chunk that does not exist, so the shard's index is looked at first.
+    """
+
+    def __init__(self, array: Any, key: Any, n_chunks: int, codec: ChunkCodec | None):
+        """Wrap an array.
+
+        Args:
+            array: `zarr.Array`, sharded along its first dimension.
+            key: Function from a shard's number to its path below the array.
+            n_chunks: Inner chunks per shard.
+            codec: Unused here except to tell which chain the array has; None = unknown to this project.
+        """
+        self._array, self._key, self._n_chunks, self._codec = array, key, n_chunks, codec
+        self._present: dict[int, NDArray[np.bool_]] = {}
+
+    def read_chunk(self, shard: int, position: int, out: NDArray[Any]) -> None:
+        """See `ChunkBackend.read_chunk`."""
+        if shard not in self._present:
+            self._present[shard] = self._read_presence(shard)
+        if not self._present[shard][position]:
+            raise ChunkProblem("is absent")
+        try:
+            out[...] = self._array[self._selection(shard, position)]
+        except (ValueError, RuntimeError, OSError) as error:
+            raise ChunkProblem(f"is damaged: {error}") from error
+
+    def _selection(self, shard: int, position: int) -> tuple[slice, ...]:
+        chunk, shards = self._array.chunks, self._array.shards
+        grid = [outer // inner for outer, inner in zip(shards, chunk, strict=True)]
+        place = np.unravel_index(position, grid)
+        starts = [int(i) * size for i, size in zip(place, chunk, strict=True)]
+        starts[0] += shard * shards[0]
+        return tuple(slice(start, start + size) for start, size in zip(starts, chunk, strict=True))
+
+    def _read_presence(self, shard: int) -> NDArray[np.bool_]:
+        from zarr.abc.store import SuffixByteRequest
+        from zarr.core.buffer import default_buffer_prototype
+        from zarr.core.sync import sync
+
+        key = f"{self._array.path}/{self._key(shard)}"
+        length = index_bytes(self._n_chunks)
+        request = self._array.store.get(key, default_buffer_prototype(), byte_range=SuffixByteRequest(length))
+        try:
+            tail = sync(request)
+            if tail is None:
+                raise ChunkProblem("is absent: its shard file does not exist")
+            index = parse_index(np.frombuffer(tail.to_bytes(), dtype=np.uint8), self._n_chunks, 2**62)
+        except (ValueError, OSError) as error:
+            raise ChunkProblem(f"is damaged: the shard {error}") from error
+        return index[:, 0] != ABSENT

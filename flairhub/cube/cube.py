@@ -1,0 +1,269 @@
+"""An open cube."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flairhub.cube.reader import ArrayReader, Backend
+from flairhub.cube.spec import FORMAT_VERSION, NO_DAY, PATCHES, ROOT_KEY
+from flairhub.cube.table import NUMBER_COLUMNS, TEXT_COLUMNS, PatchTable
+from flairhub.errors import CubeError, UsageError
+from flairhub.modalities import MODALITIES, modality
+from flairhub.timeseries import NO_DATE, CloudFilter
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+@dataclass(frozen=True)
+class SeriesInfo:
+    """Dates of a time series.
+
+    Attributes:
+        n_dates: (patch,) int32, images of each patch; 0 where the patch is missing.
+        dates: (patch, time) datetime64[D] in image order, NaT beyond `n_dates`.
+    """
+
+    n_dates: NDArray[np.int32]
+    dates: NDArray[np.datetime64]
+
+
+@dataclass(frozen=True)
+class AverageInfo:
+    """Stored period means of a series.
+
+    Attributes:
+        average: `monthly` or `semi-monthly`.
+        cloud_filter: Filter that chose the dates, None = all dates.
+        n_observations: (patch, period) int32, dates averaged; 0 = empty period.
+        dates: (patch, period) datetime64[D], mid-period days in the year of the patch's first kept date.
+    """
+
+    average: str
+    cloud_filter: CloudFilter | None
+    n_observations: NDArray[np.int32]
+    dates: NDArray[np.datetime64]
+
+
+class Cube:
+    """A finished cube, open for reading. Make one with `open_cube`; threads may share it, it can be pickled.
+
+    Attributes:
+        path: Where the store is.
+        modalities: Names of the inputs, masks and labels it holds, in the registry's order.
+        attributes: The cube's own attributes (format, plan, codec, ...).
+    """
+
+    def __init__(self, path: str | Path, group: Any, backend: Backend = "auto"):
+        """Wrap an open root group; use `open_cube`."""
+        self.path, self._group, self._backend = path, group, backend
+        self.attributes: Mapping[str, Any] = dict(group.attrs[ROOT_KEY])
+        held = set(self.attributes["modalities"])
+        self.modalities = tuple(name for name in MODALITIES if name in held)
+        self._readers: dict[str, ArrayReader] = {}
+        self._presence: dict[str, NDArray[np.bool_]] = {}
+        self._series: dict[str, SeriesInfo] = {}
+
+    def __reduce__(self) -> Any:
+        return open_cube, (self.path, self._backend)
+
+    def __repr__(self) -> str:
+        return f"<Cube {self.path}: {self.n_patches} patches, {', '.join(self.modalities)}>"
+
+    @cached_property
+    def patches(self) -> PatchTable:
+        """The patch table."""
+        texts = {name: self._table(f"{PATCHES}/{name}").astype(np.str_) for name in TEXT_COLUMNS}
+        numbers: dict[str, Any] = {name: self._table(f"{PATCHES}/{name}") for name in NUMBER_COLUMNS}
+        attributes = self.attributes
+        width, height = attributes["footprint_m"]
+        columns: dict[str, Any] = texts | numbers
+        return PatchTable(**columns, crs_wkt=attributes["crs_wkt"], footprint_m=(width, height))
+
+    @cached_property
+    def patch_ids(self) -> list[str]:
+        """Ids in storage order."""
+        return self.patches.patch_id.tolist()
+
+    @property
+    def n_patches(self) -> int:
+        """Number of patches."""
+        return int(self.attributes["n_patches"])
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {patch_id: position for position, patch_id in enumerate(self.patch_ids)}
+
+    def indices(self, patch_ids: Iterable[str]) -> NDArray[np.int64]:
+        """Return the positions of patches.
+
+        Raises:
+            CubeError: Some are not in the cube; the message names the first ones.
+        """
+        wanted = list(patch_ids)
+        missing = [patch_id for patch_id in wanted if patch_id not in self._positions]
+        if missing:
+            shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            raise CubeError(f"{self.path}: {len(missing)} of {len(wanted)} patches are not in the cube: {shown}")
+        return np.array([self._positions[patch_id] for patch_id in wanted], dtype=np.int64)
+
+    def info(self, name: str) -> Mapping[str, Any]:
+        """Return a modality's attributes: kind, bands, gsd_m, size_px, statistics, invalid counts, ..."""
+        return dict(self._modality_group(name).attrs)
+
+    def present(self, name: str) -> NDArray[np.bool_]:
+        """Return (patch,) which patches have the modality."""
+        if name not in self._presence:
+            self._modality_group(name)
+            self._presence[name] = self._table(f"{name}/present")
+        return self._presence[name]
+
+    def array(self, name: str) -> ArrayReader:
+        """Return the reader of a modality: images (patch, band, y, x), series (patch, time, band, y, x),
+        labels (patch, level, y, x) uint8 with 255 = ignore."""
+        return self._reader(f"{name}/data", name)
+
+    def read(self, name: str, indices: Sequence[int] | NDArray[Any]) -> NDArray[Any]:
+        """Return the patches (n, ...) at `indices` in native dtype; see `ArrayReader.read_into` for errors."""
+        return self.array(name).read(indices)
+
+    def read_into(self, name: str, indices: Sequence[int] | NDArray[Any], out: NDArray[Any]) -> None:
+        """Read the patches at `indices` into `out` (n, ...); see `ArrayReader.read_into`."""
+        self.array(name).read_into(indices, out)
+
+    def series(self, name: str) -> SeriesInfo:
+        """Return the dates of a series or mask series.
+
+        Raises:
+            UsageError: The modality has no dates.
+        """
+        self._modality_group(name)
+        if not modality(name).is_series:
+            raise UsageError(f"{name} is no time series, it has no dates.")
+        if name not in self._series:
+            days = _days(self._table(f"{name}/date"))
+            self._series[name] = SeriesInfo(self._table(f"{name}/n_dates"), days)
+        return self._series[name]
+
+    def averages(self, name: str) -> dict[str, AverageInfo]:
+        """Return the stored period means of a modality by `monthly` / `semi-monthly`; empty when there are none."""
+        group = self._modality_group(name)
+        found = {}
+        for average in group.attrs.get("averages", []):
+            rule = group[average].attrs["cloud_filter"]
+            found[average] = AverageInfo(
+                average,
+                None if rule is None else CloudFilter(**rule),
+                self._table(f"{name}/{average}/n_observations"),
+                _days(self._table(f"{name}/{average}/date")),
+            )
+        return found
+
+    def average(self, name: str, average: str) -> ArrayReader:
+        """Return the reader of stored period means: (patch, period, band, y, x) float32, 0 in empty periods."""
+        held = self._modality_group(name).attrs.get("averages", [])
+        if average not in held:
+            raise CubeError(f"{self.path}: {name} has no {average} averages, found: {', '.join(held) or 'none'}.")
+        return self._reader(f"{name}/{average}/data", name)
+
+    def read_average(self, name: str, average: str, indices: Sequence[int] | NDArray[Any]) -> NDArray[np.float32]:
+        """Return stored period means (n, period, band, y, x) float32."""
+        return self.average(name, average).read(indices)
+
+    def to_xarray(self, name: str) -> xr.Dataset:
+        """Return a modality as a lazy dask-backed dataset; see `flairhub.cube.lazy.patch_dataset`."""
+        from flairhub.cube.lazy import patch_dataset
+
+        return patch_dataset(self, name)
+
+    def _reader(self, path: str, name: str) -> ArrayReader:
+        if path not in self._readers:
+            self._modality_group(name)
+            folder = Path(self.path) / path if is_local(self.path) else None
+            self._readers[path] = ArrayReader(
+                self._group[path],
+                name=path,
+                store=str(self.path),
+                patch_ids=self.patch_ids,
+                present=self.present(name),
+                folder=folder,
+                backend=self._backend,
+            )
+        return self._readers[path]
+
+    def _table(self, path: str) -> NDArray[Any]:
+        """Read a small array whole; zarr would give fill values for a chunk that is gone, this does not."""
+        try:
+            array = self._group[path]
+            if array.nchunks_initialized != array.nchunks:
+                raise CubeError(
+                    f"{self.path}: {path}: {array.nchunks - array.nchunks_initialized} of {array.nchunks} chunks "
+                    "are absent. Ingest again with --overwrite."
+                )
+            return np.asarray(array[...])
+        except (KeyError, ValueError, RuntimeError, OSError) as error:
+            raise CubeError(f"{self.path}: {path} is damaged: {error}. Ingest again with --overwrite.") from error
+
+    def _modality_group(self, name: str) -> Any:
+        if name not in self.modalities:
+            modality(name)
+            raise CubeError(f"{self.path}: {name} is not in the cube, it holds {', '.join(self.modalities)}.")
+        return self._group[name]
+
+
+def open_cube(path: str | Path, backend: Backend = "auto") -> Cube:
+    """Open a finished cube for reading.
+
+    Args:
+        path: Folder of the store, or a URL that zarr-python can open.
+        backend: `direct` (mapped shards, local stores), `zarr` (zarr-python), `auto` = direct where possible.
+
+    Raises:
+        CubeError: Nothing there, no cube, not finished, or of another format version.
+    """
+    import zarr
+
+    if is_local(path) and not (Path(path) / "zarr.json").is_file():
+        there = "is no cube (no zarr.json)" if Path(path).exists() else "does not exist"
+        raise CubeError(f"{path}: {there}. Make a cube with `flairhub ingest --cube {path}`.")
+    try:
+        group = zarr.open_group(str(path), mode="r")
+    except Exception as error:
+        raise CubeError(f"{path}: cannot be opened as a Zarr group: {error}") from error
+    check_attributes(path, dict(group.attrs))
+    return Cube(path, group, backend)
+
+
+def check_attributes(path: str | Path, attributes: Mapping[str, Any]) -> None:
+    """Raise CubeError unless the root attributes are those of a finished cube of this format."""
+    own = attributes.get(ROOT_KEY)
+    if not isinstance(own, Mapping):
+        raise CubeError(f"{path}: a Zarr store, but no cube of flairhub (attribute {ROOT_KEY!r} is missing).")
+    if own.get("format") != FORMAT_VERSION:
+        raise CubeError(
+            f"{path}: cube format {own.get('format')!r}, this version reads format {FORMAT_VERSION}. "
+            "Ingest again, or use the version of flairhub that wrote it."
+        )
+    if own.get("status") != "complete":
+        raise CubeError(
+            f"{path}: the cube is not complete (status {own.get('status')!r}). Run the same `flairhub ingest` again: "
+            "it continues where it stopped."
+        )
+
+
+def is_local(path: str | Path) -> bool:
+    """True for a path of this machine's file system, False for a URL."""
+    return "://" not in str(path)
+
+
+def _days(stored: NDArray[np.int32]) -> NDArray[np.datetime64]:
+    days = stored.astype(np.int64).astype("datetime64[D]")
+    days[stored == NO_DAY] = NO_DATE
+    return days

@@ -1,0 +1,323 @@
+"""Writing everything of a cube but its pixels: the template first, the results of the jobs last."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flairhub.cube.shards import write_file
+from flairhub.cube.spec import (
+    DATE_ATTRIBUTES,
+    FORMAT_VERSION,
+    INGEST,
+    NO_DAY,
+    PATCHES,
+    ROOT_KEY,
+    SMALL_CODEC,
+    ArraySpec,
+)
+from flairhub.modalities import modality
+from flairhub.timeseries import CloudFilter, period_count
+
+_TABLE_FILLS: Mapping[str, Any] = {"U": "", "i": 0, "f": float("nan"), "b": False}
+
+
+@dataclass(frozen=True)
+class AverageTemplate:
+    """Period means stored beside a series.
+
+    Attributes:
+        average: `monthly` or `semi-monthly`; also the name of the group.
+        cloud_filter: Filter that chooses the dates, None = all.
+        spec: Its `data` array.
+    """
+
+    average: str
+    cloud_filter: CloudFilter | None
+    spec: ArraySpec
+
+
+@dataclass(frozen=True)
+class GroupTemplate:
+    """One modality of a cube before any pixel is read.
+
+    Attributes:
+        name: Modality.
+        spec: Its `data` array.
+        gsd: (x, y) pixel size in CRS units.
+        days: (patch, time) int32 days since 1970-01-01, `NO_DAY` beyond a patch's dates; None for images and labels.
+        averages: Period means to store.
+        attributes: More attributes of the group.
+    """
+
+    name: str
+    spec: ArraySpec
+    gsd: tuple[float, float]
+    days: NDArray[np.int32] | None
+    averages: tuple[AverageTemplate, ...]
+    attributes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class CubeTemplate:
+    """A whole cube before any pixel is read.
+
+    Attributes:
+        columns: Patch table by column, without `x_min` and `y_max`, which come from the files.
+        crs_wkt: CRS of all patches.
+        footprint_m: (width, height) of a patch in CRS units.
+        codec: Preset.
+        plan: Digest of what is to be ingested and how.
+        groups: The modalities.
+    """
+
+    columns: Mapping[str, NDArray[Any]]
+    crs_wkt: str
+    footprint_m: tuple[float, float]
+    codec: str
+    plan: str
+    groups: tuple[GroupTemplate, ...]
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """What reading the files of a modality told.
+
+    Attributes:
+        present: (patch,) bool.
+        attributes: Statistics and counts for the group's attributes.
+    """
+
+    present: NDArray[np.bool_]
+    attributes: Mapping[str, Any]
+
+
+def create_store(folder: Path, template: CubeTemplate) -> None:
+    """Write all metadata and tables with status `building`; `folder` must be new."""
+    import zarr
+
+    n_patches = len(template.columns["patch_id"])
+    own = {
+        "format": FORMAT_VERSION,
+        "status": "building",
+        "plan": template.plan,
+        "codec": template.codec,
+        "n_patches": n_patches,
+        "modalities": [group.name for group in template.groups],
+        "crs_wkt": template.crs_wkt,
+        "footprint_m": list(template.footprint_m),
+    }
+    with _quiet():
+        root = zarr.create_group(str(folder), attributes={ROOT_KEY: own})
+        root.create_group(INGEST, attributes={"holds": "journal of the ingest; no arrays"})
+        patches = root.create_group(PATCHES)
+        for name, values in template.columns.items():
+            _write_table(patches, name, values, ("patch",))
+        for name in ("x_min", "y_max"):
+            _write_table(patches, name, np.full(n_patches, np.nan), ("patch",), {"units": "CRS units"})
+        for group in template.groups:
+            _create_group(root, group, template)
+        consolidate(folder)
+
+
+def finish_store(
+    folder: Path, template: CubeTemplate, origins: NDArray[np.float64], results: Mapping[str, GroupResult]
+) -> None:
+    """Write what the jobs found, then set the status to `complete` in one step; safe to repeat.
+
+    Args:
+        folder: The store.
+        template: What it was made from.
+        origins: (patch, 2) x_min and y_max.
+        results: By modality.
+    """
+    import zarr
+
+    with _quiet():
+        root = zarr.open_group(str(folder), mode="r+", use_consolidated=False)
+        patches = root[PATCHES]
+        patches["x_min"][:], patches["y_max"][:] = origins[:, 0], origins[:, 1]  # type: ignore[index]
+        for group in template.groups:
+            result, stored = results[group.name], root[group.name]
+            stored["present"][:] = result.present  # type: ignore[index]
+            if group.days is not None:
+                days = np.where(result.present[:, None], group.days, NO_DAY).astype(np.int32)
+                stored["date"][:] = days  # type: ignore[index]
+                stored["n_dates"][:] = (days != NO_DAY).sum(axis=1).astype(np.int32)  # type: ignore[index]
+            stored.attrs.update(result.attributes)
+        consolidate(folder)
+    _set_status(folder, "complete")
+
+
+def root_attributes(folder: Path) -> Mapping[str, Any] | None:
+    """Return the cube attributes of a local store in any state, or None when it is no cube."""
+    try:
+        document = json.loads((folder / "zarr.json").read_text())
+        own = document["attributes"][ROOT_KEY]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return own if isinstance(own, dict) else None
+
+
+def side_chunk(values: NDArray[Any], patches: int, fill: Any) -> bytes:
+    """Return the stored bytes of one chunk of a per-patch table beside the averages.
+
+    Args:
+        values: (n, period) int32, n <= patches.
+        patches: Patches per chunk.
+        fill: Value of the rows that do not exist.
+    """
+    chunk = np.full((patches, *values.shape[1:]), fill, dtype=np.int32)
+    chunk[: len(values)] = values
+    return SMALL_CODEC.encode(chunk)
+
+
+def consolidate(folder: Path) -> None:
+    """Copy all metadata into each group's own, so that one read opens any of them."""
+    import zarr
+
+    groups = sorted(path.parent for path in folder.rglob("zarr.json") if _is_group(path))
+    # The root last and in one step: whoever reads it sees the old or the new whole.
+    for group in sorted(groups, key=lambda path: -len(path.parts)):
+        relative = group.relative_to(folder).as_posix()
+        zarr.consolidate_metadata(str(folder), path="" if relative == "." else relative, zarr_format=3)
+
+
+def _create_group(root: Any, group: GroupTemplate, template: CubeTemplate) -> None:
+    row = modality(group.name)
+    spec = group.spec
+    attributes = {
+        "modality": group.name,
+        "kind": row.kind.value,
+        "bands": list(row.bands),
+        "gsd_m": list(group.gsd),
+        "size_px": list(spec.shape[-2:]),
+        "crs_wkt": template.crs_wkt,
+        "averages": [average.average for average in group.averages],
+        **group.attributes,
+    }
+    made = root.create_group(group.name, attributes=attributes)
+    _create_data(made, spec)
+    ids = template.columns["patch_id"]
+    names = np.array(row.bands)
+    _write_table(made, "patch_id", ids, ("patch",))
+    _write_table(made, spec.dims[-3], names, (spec.dims[-3],))
+    _write_table(made, "present", np.zeros(len(ids), dtype=bool), ("patch",))
+    if group.days is not None:
+        counts = (group.days != NO_DAY).sum(axis=1).astype(np.int32)
+        _write_table(made, "n_dates", counts, ("patch",))
+        _write_table(made, "date", group.days, ("patch", "time"), DATE_ATTRIBUTES, fill=NO_DAY)
+    for average in group.averages:
+        rule = average.cloud_filter
+        beside = made.create_group(
+            average.average,
+            attributes={
+                "modality": group.name,
+                "average": average.average,
+                "cloud_filter": None if rule is None else asdict(rule),
+                "bands": list(row.bands),
+                "gsd_m": list(group.gsd),
+                "crs_wkt": template.crs_wkt,
+            },
+        )
+        _create_data(beside, average.spec)
+        _write_table(beside, "patch_id", ids, ("patch",))
+        _write_table(beside, "band", names, ("band",))
+        periods = period_count(average.average)  # type: ignore[arg-type]
+        _write_table(beside, "period", np.arange(1, periods + 1, dtype=np.int32), ("period",))
+        shape, chunk = (len(ids), periods), (average.spec.shard_patches, periods)
+        _create_array(beside, "n_observations", shape, chunk, "int32", ("patch", "period"), {}, 0)
+        _create_array(beside, "date", shape, chunk, "int32", ("patch", "period"), DATE_ATTRIBUTES, NO_DAY)
+
+
+def _create_data(group: Any, spec: ArraySpec) -> None:
+    group.create_array(
+        "data",
+        shape=spec.shape,
+        dtype=spec.dtype,
+        chunks=spec.chunk,
+        shards=spec.shard,
+        compressors=spec.codec.to_zarr(),
+        fill_value=spec.fill,
+        dimension_names=spec.dims,
+        attributes={"coordinates": "patch_id"},
+    )
+
+
+def _write_table(
+    group: Any,
+    name: str,
+    values: NDArray[Any],
+    dims: tuple[str, ...],
+    attributes: Mapping[str, Any] | None = None,
+    fill: Any = None,
+) -> None:
+    kind = values.dtype.kind
+    dtype = str if kind == "U" else values.dtype
+    fill = _TABLE_FILLS[kind] if fill is None else fill
+    array = _create_array(group, name, values.shape, values.shape, dtype, dims, attributes or {}, fill)
+    array[...] = values.astype(object) if kind == "U" else values
+
+
+def _create_array(
+    group: Any,
+    name: str,
+    shape: tuple[int, ...],
+    chunk: tuple[int, ...],
+    dtype: Any,
+    dims: tuple[str, ...],
+    attributes: Mapping[str, Any],
+    fill: Any,
+) -> Any:
+    return group.create_array(
+        name,
+        shape=shape,
+        dtype=dtype,
+        chunks=tuple(max(1, size) for size in chunk),
+        compressors=SMALL_CODEC.to_zarr(),
+        fill_value=fill,
+        dimension_names=dims,
+        attributes=dict(attributes),
+        config={"write_empty_chunks": True},
+    )
+
+
+def _set_status(folder: Path, status: str) -> None:
+    path = folder / "zarr.json"
+    document = json.loads(path.read_text())
+    document["attributes"][ROOT_KEY]["status"] = status
+    write_file(path, [json.dumps(document, indent=2).encode()])
+
+
+def _is_group(path: Path) -> bool:
+    return json.loads(path.read_text()).get("node_type") == "group"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence zarr-python's notes that strings and consolidated metadata are conventions of zarr v3, not its core."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def sweep(folder: Path) -> int:
+    """Remove the temporary files that a killed writer left; return how many there were."""
+    leftovers = [
+        path
+        for path in folder.rglob("*")
+        if path.is_file()
+        and ((path.name.startswith(".") and path.name.endswith(".tmp")) or path.name.endswith(".partial"))
+    ]
+    for path in leftovers:
+        os.unlink(path)
+    return len(leftovers)
