@@ -1,1 +1,33 @@
+"""Configuration: YAML becomes one checked, frozen object before anything is opened."""
 
+from flairhub.config.derive import (
+    class_weights,
+    config_hash,
+    input_preparations,
+    label_tasks,
+    resolved_yaml,
+)
+from flairhub.config.load import (
+    load_config,
+    load_train_config,
+    load_zonal_config,
+    train_config_from_dict,
+    zonal_config_from_dict,
+)
+from flairhub.config.train_schema import TrainConfig
+from flairhub.config.zonal_schema import ZonalConfig
+
+__all__ = [
+    "TrainConfig",
+    "ZonalConfig",
+    "class_weights",
+    "config_hash",
+    "input_preparations",
+    "label_tasks",
+    "load_config",
+    "load_train_config",
+    "load_zonal_config",
+    "resolved_yaml",
+    "train_config_from_dict",
+    "zonal_config_from_dict",
+]

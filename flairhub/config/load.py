@@ -1,0 +1,208 @@
+"""From files, dictionaries and overrides to a checked, frozen configuration."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from flairhub.config.problems import Problem, problems_of
+from flairhub.config.support import unsupported
+from flairhub.config.train_checks import check_train
+from flairhub.config.train_schema import TrainConfig
+from flairhub.config.yaml_file import Document, KeyPath, parse_yaml, read_yaml
+from flairhub.config.zonal_checks import check_zonal
+from flairhub.config.zonal_schema import ZonalConfig
+from flairhub.errors import ConfigError
+from flairhub.modalities import INPUTS, LABELS
+
+Config = TypeVar("Config", bound=BaseModel)
+
+_SKELETONS: dict[type[BaseModel], dict[str, Any]] = {
+    TrainConfig: {
+        "paths": {"out_folder": "."},
+        "modalities": {"inputs": {INPUTS[0]: True}},
+        "labels": [LABELS[0]],
+        "labels_configs": {LABELS[0]: {}},
+    },
+    ZonalConfig: {
+        "output_path": ".",
+        "output_name": "map",
+        "model_weights": "bundle",
+        "modalities": {"inputs": {INPUTS[0]: True}},
+    },
+}
+"""The required keys with harmless values, see `_without`."""
+
+
+def load_train_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Load a training configuration.
+
+    Args:
+        path: Folder whose YAML files together hold the sections, or one YAML file with all of them.
+        overrides: `key.path=value` texts; the value is read as YAML.
+
+    Raises:
+        ConfigError: Anything wrong, all problems at once; no path named in the configuration is opened.
+    """
+    return _build(TrainConfig, check_train, _read(Path(path)), overrides, str(path))
+
+
+def load_zonal_config(path: str | Path, overrides: Sequence[str] = ()) -> ZonalConfig:
+    """Load a zonal configuration; arguments and errors as for `load_train_config`."""
+    return _build(ZonalConfig, check_zonal, _read(Path(path)), overrides, str(path))
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig | ZonalConfig:
+    """Load a configuration of either kind, decided by its top-level keys."""
+    document = _read(Path(path))
+    if _is_zonal(document.data):
+        return _build(ZonalConfig, check_zonal, document, overrides, str(path))
+    return _build(TrainConfig, check_train, document, overrides, str(path))
+
+
+def train_config_from_dict(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainConfig:
+    """Check a training configuration given as nested dictionaries with the published keys; they are not changed."""
+    return _build(TrainConfig, check_train, Document(dict(values)), overrides, "training configuration")
+
+
+def zonal_config_from_dict(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> ZonalConfig:
+    """Check a zonal configuration given as nested dictionaries with the published keys; they are not changed."""
+    return _build(ZonalConfig, check_zonal, Document(dict(values)), overrides, "zonal configuration")
+
+
+def _is_zonal(data: Mapping[str, Any]) -> bool:
+    def known(schema: type[BaseModel], other: type[BaseModel]) -> int:
+        return len(set(data) & (set(schema.model_fields) - set(other.model_fields)))
+
+    return known(ZonalConfig, TrainConfig) > known(TrainConfig, ZonalConfig)
+
+
+def _read(path: Path) -> Document:
+    if path.is_file():
+        return read_yaml(path)
+    if not path.is_dir():
+        raise ConfigError(str(path), ["no such file or folder. Give a YAML file or a folder of YAML files."])
+    files = sorted(file for file in path.iterdir() if file.suffix in (".yaml", ".yml") and file.is_file())
+    if not files:
+        raise ConfigError(str(path), ["no .yaml or .yml file in this folder."])
+    data: dict[Any, Any] = {}
+    places: dict[KeyPath, str] = {}
+    problems = []
+    for file in files:
+        try:
+            document = read_yaml(file)
+        except ConfigError as error:
+            problems += [f"{file.name}: {problem}" for problem in error.problems]
+            continue
+        twice = [key for key in document.data if key in data]
+        problems += [f"{key}: given twice, in {places[key,]} and {document.places[key,]}. Keep one." for key in twice]
+        data |= document.data
+        places |= document.places
+    if problems:
+        raise ConfigError(str(path), problems)
+    return Document(data, places)
+
+
+def _build(
+    schema: type[Config],
+    check: Callable[[Config], Iterator[Problem]],
+    document: Document,
+    overrides: Sequence[str],
+    source: str,
+) -> Config:
+    data, places = _override(document, overrides)
+    problems: list[Problem] = []
+    config: Config | None = None
+    try:
+        config = schema.model_validate(data)
+    except ValidationError as error:
+        problems = problems_of(error, schema)
+        config = _without(schema, data, problems)
+    if config is not None:
+        wrong = [problem.path for problem in problems]
+        for problem in (*check(config), *unsupported(config)):
+            if not any(_overlap(path, bad) for path in (problem.path, *problem.related) for bad in wrong):
+                problems.append(problem)
+    if problems or config is None:
+        raise ConfigError(source, list(dict.fromkeys(problem.sentence(places) for problem in problems)))
+    return config
+
+
+def _overlap(path: KeyPath, other: KeyPath) -> bool:
+    length = min(len(path), len(other))
+    return path[:length] == other[:length]
+
+
+def _without(schema: type[Config], data: dict[Any, Any], problems: Iterable[Problem]) -> Config | None:
+    """Validate again with the wrong values left out, so that the other checks still find what they can."""
+    paths = [problem.path for problem in problems]
+    data = _completed(_pruned(data, paths, ()), _SKELETONS[schema])
+    try:
+        return schema.model_validate(data)
+    except ValidationError:
+        return None
+
+
+def _pruned(value: Any, paths: Sequence[KeyPath], here: KeyPath) -> Any:
+    if isinstance(value, Mapping):
+        kept = {key: entry for key, entry in value.items() if (*here, key) not in paths}
+        return {key: _pruned(entry, paths, (*here, key)) for key, entry in kept.items()}
+    if isinstance(value, (list, tuple)):
+        if any(path[:-1] == here and len(value) == path[-1] for path in paths):
+            return None  # too short
+        return [_pruned(entry, paths, (*here, i)) for i, entry in enumerate(value) if (*here, i) not in paths]
+    return value
+
+
+def _completed(data: Any, skeleton: Any) -> Any:
+    """Fill in required keys that are missing; the findings that rest on them are dropped."""
+    if not isinstance(skeleton, dict) or not isinstance(data, dict):
+        return data if data else skeleton
+    return {**data, **{key: _completed(data.get(key), entry) for key, entry in skeleton.items()}}
+
+
+def _override(document: Document, overrides: Sequence[str]) -> tuple[dict[Any, Any], dict[KeyPath, str]]:
+    data, places = copy.deepcopy(document.data), dict(document.places)
+    problems = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        parts = key.strip().split(".")
+        if not equals or not all(parts):
+            problems.append(f"{text}: expected key.path=value, such as hyperparams.num_epochs=3.")
+            continue
+        parsed = parse_yaml(value, f"--set {key.strip()}", "--set").data if value.strip() else None
+        path = _place_value(data, parts, parsed)
+        if path is None:
+            problems.append(f"{key.strip()}: leads through a value that has no keys.")
+            continue
+        places = {known: place for known, place in places.items() if known[: len(path)] != path}
+        places[path] = "--set"
+    if problems:
+        raise ConfigError("--set", problems)
+    return data, places
+
+
+def _place_value(data: dict[Any, Any], parts: list[str], value: Any) -> KeyPath | None:
+    """Set a value inside nested dictionaries and lists; return its key path, None where there is no way."""
+    holder: Any = data
+    path: list[Any] = []
+    for depth, part in enumerate(parts):
+        is_number = part.isascii() and part.isdigit()
+        key: Any = int(part) if is_number and (isinstance(holder, list) or part not in holder) else part
+        if isinstance(holder, list) and not (is_number and key < len(holder)):
+            return None
+        path.append(key)
+        if depth == len(parts) - 1:
+            holder[key] = value
+            return tuple(path)
+        following = holder[key] if isinstance(holder, list) else holder.get(key)
+        if following is None:
+            following = holder[key] = {}
+        if not isinstance(following, (dict, list)):
+            return None
+        holder = following
+    return None

@@ -1,0 +1,262 @@
+"""Schema of the training configuration: the four published YAML files, key by key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, create_model
+
+from flairhub.config.base import (
+    AverageChoice,
+    Channels,
+    ClassNames,
+    ClassWeights,
+    Count,
+    CountOrZero,
+    FilePath,
+    FillChoice,
+    Flag,
+    Fraction,
+    FrozenDict,
+    FrozenMapping,
+    InputFlags,
+    InputFractions,
+    InputName,
+    LabelName,
+    NonNegative,
+    NormChoice,
+    Number,
+    OptionalPath,
+    OptionalText,
+    Percent,
+    PlainName,
+    Positive,
+    RefDate,
+    Section,
+    Statistics,
+    Text,
+    expected,
+)
+from flairhub.modalities import INPUTS, MODALITIES, Kind
+
+Beta = Annotated[float, Strict(), Field(ge=0, lt=1)]
+IMAGES = tuple(name for name in INPUTS if MODALITIES[name].kind is Kind.IMAGE)
+
+
+class Paths(Section):
+    """Files and folders; relative paths count from the current directory."""
+
+    out_folder: FilePath
+    out_model_name: PlainName = "model"
+    train_csv: OptionalPath = None
+    val_csv: OptionalPath = None
+    test_csv: OptionalPath = None
+    global_mtd_folder: OptionalPath = None
+    ckpt_model_path: OptionalPath = None
+    cube: OptionalText = None
+    data_root: OptionalPath = None
+
+
+class TrainTasks(Section):
+    """What training starts from."""
+
+    init_weights_only_from_ckpt: Flag = False
+    resume_training_from_ckpt: Flag = False
+
+
+class Tasks(Section):
+    """Which phases run. `metrics_only` wins over `train` and `predict`."""
+
+    train: Flag = True
+    train_tasks: TrainTasks = TrainTasks()
+    predict: Flag = True
+    write_files: Flag = True
+    georeferencing_output: Flag = True
+    metrics_only: Flag = False
+
+
+class Hyperparams(Section):
+    """The optimisation."""
+
+    num_epochs: Count = 150
+    batch_size: Count = 5
+    seed: Annotated[int, Strict(), Field(ge=0, lt=2**32)] = 2025
+    learning_rate: Positive = 5e-5
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    optim_weight_decay: NonNegative = 0.01
+    optim_betas: tuple[Beta, Beta] = (0.9, 0.999)
+    scheduler: Literal["one_cycle_lr", "reduce_on_plateau", "cycle_then_plateau"] = "one_cycle_lr"
+    warmup_fraction: Fraction = 0.2
+    plateau_patience: CountOrZero = 10
+
+
+class Hardware(Section):
+    """Where and how fast it runs; no key changes what is computed, `precision` apart."""
+
+    accelerator: Literal["auto", "gpu", "cpu"] = "auto"
+    num_nodes: Count = 1
+    gpus_per_node: Count = 1
+    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"] = "auto"
+    num_workers: CountOrZero = 0
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    threads: CountOrZero | None = None
+    scheduler: OptionalText = None
+
+
+class Saving(Section):
+    """Checkpoints and what is shown."""
+
+    ckpt_save_also_last: Flag = True
+    ckpt_weights_only: Flag = False
+    ckpt_monitor: Text = "val_miou"
+    ckpt_monitor_mode: Literal["max", "min"] = "max"
+    ckpt_earlystopping_patience: CountOrZero = 30
+    cp_csv_and_conf_to_output: Flag = True
+    enable_progress_bar: Flag = True
+    progress_rate: Count = 10
+    ckpt_verbose: Flag = False
+    verbose_config: Flag = False
+
+
+class PreProcessings(Section):
+    """Series filter and averages, elevation, augmentation."""
+
+    filter_sentinel2: Flag = False
+    filter_sentinel2_max_cloud: Percent = 1.0
+    filter_sentinel2_max_snow: Percent = 1.0
+    filter_sentinel2_max_frac_cover: Fraction = 0.05
+    temporal_average_sentinel2: AverageChoice = False
+    temporal_average_sentinel1: AverageChoice = False
+    temporal_average_fill: FillChoice = "masked"
+    calc_elevation: Flag = False
+    calc_elevation_stack_dsm: Flag = False
+    use_augmentation: Flag = False
+
+
+class NormalizationBase(Section):
+    """Normalisation of images; the keys `<modality>_means` and `<modality>_stds` come from the modality table."""
+
+    norm_type: NormChoice = "custom"
+
+    def means(self, name: str) -> Any:
+        """Configured means of a modality: tuple, mapping by band name, or None."""
+        return getattr(self, f"{name}_means", None)
+
+    def stds(self, name: str) -> Any:
+        """Configured standard deviations of a modality: tuple, mapping by band name, or None."""
+        return getattr(self, f"{name}_stds", None)
+
+
+if TYPE_CHECKING:
+    Normalization = NormalizationBase
+else:
+    Normalization = create_model(
+        "Normalization",
+        __base__=NormalizationBase,
+        __module__=__name__,
+        **{f"{name}_{kind}": (Statistics, None) for name in IMAGES for kind in ("means", "stds")},
+    )
+
+
+class Modalities(Section):
+    """Inputs and their preparation."""
+
+    inputs: InputFlags
+    inputs_channels: FrozenMapping[InputName, Channels] = FrozenDict()
+    aux_loss: InputFlags = FrozenDict(dict.fromkeys(INPUTS, False))
+    aux_loss_weight: NonNegative = 1.0
+    modality_dropout: InputFractions = FrozenDict(dict.fromkeys(INPUTS, 0.0))
+    pre_processings: PreProcessings = PreProcessings()
+    normalization: Normalization = Normalization()
+    missing: Literal["error", "drop"] = "error"
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        """Names of the enabled inputs, in network order."""
+        return tuple(name for name, enabled in self.inputs.items() if enabled)
+
+
+def _as_pretrained(value: Any) -> Any:
+    if isinstance(value, (bool, Path)):
+        return value
+    if isinstance(value, str) and value.strip() and "\0" not in value:
+        return Path(value)
+    raise expected("true, false, or the path of a local weights file")
+
+
+class MonotempModel(Section):
+    """Encoder and decoder of single-date inputs, and the decoder of every task."""
+
+    arch: OptionalText = None
+    new_channels_init_mode: Literal["copy_first", "copy_second", "copy_third", "random"] = "random"
+    pretrained: Annotated[bool | Path, BeforeValidator(_as_pretrained)] = True
+
+
+class MultitempModel(Section):
+    """The time-series encoder, U-TAE (Garnot & Landrieu 2021)."""
+
+    ref_date: RefDate = "05-15"
+    encoder_widths: Annotated[tuple[Count, ...], Field(min_length=2)] = (64, 64, 64, 128)
+    decoder_widths: Annotated[tuple[Count, ...], Field(min_length=2)] = (32, 32, 64, 128)
+    out_conv: Annotated[tuple[Count, ...], Field(min_length=1)] = (32, 19)
+    str_conv_k: Count = 3
+    str_conv_s: Count = 1
+    str_conv_p: CountOrZero = 1
+    agg_mode: Literal["att_group", "att_mean", "mean"] = "att_group"
+    encoder_norm: Literal["group", "batch", "instance"] = "group"
+    n_head: Count = 16
+    d_model: Count = 256
+    d_k: Count = 4
+    pad_value: Number = 0.0
+    padding_mode: Literal["reflect", "zeros", "replicate", "circular"] = "reflect"
+
+
+class Models(Section):
+    """The network."""
+
+    monotemp_model: MonotempModel = MonotempModel()
+    multitemp_model: MultitempModel = MultitempModel()
+
+
+class ValueWeights(Section):
+    """Class weights of the loss; weight 0 = ignored class."""
+
+    default: NonNegative = 1.0
+    default_exceptions: ClassWeights = FrozenDict()
+    per_modality_exceptions: FrozenMapping[InputName, ClassWeights] = FrozenDict()
+
+
+class LabelConfig(Section):
+    """One task: weight, nomenclature, classes."""
+
+    task_weight: NonNegative = 1.0
+    label_channel_nomenclature: Count = 1
+    value_name: ClassNames = FrozenDict()
+    value_weights: ValueWeights = ValueWeights()
+
+
+def _check_labels(value: tuple[str, ...]) -> tuple[str, ...]:
+    if not value or len(set(value)) != len(value):
+        raise expected("a list of at least one label set, each once")
+    return value
+
+
+def _empty_label_is_default(value: Any) -> Any:
+    return {name: {} if entry is None else entry for name, entry in value.items()} if isinstance(value, dict) else value
+
+
+class TrainConfig(Section):
+    """The whole training configuration; attributes are the published keys."""
+
+    paths: Paths
+    tasks: Tasks = Tasks()
+    hyperparams: Hyperparams = Hyperparams()
+    hardware: Hardware = Hardware()
+    saving: Saving = Saving()
+    modalities: Modalities
+    models: Models = Models()
+    labels: Annotated[tuple[LabelName, ...], AfterValidator(_check_labels)]
+    labels_configs: Annotated[
+        dict[LabelName, LabelConfig], BeforeValidator(_empty_label_is_default), AfterValidator(FrozenDict)
+    ]
