@@ -1,5 +1,6 @@
 """Configuration: YAML becomes one checked, frozen object before anything is opened."""
 
+from flairhub.config.bundle import with_bundle
 from flairhub.config.derive import (
     class_weights,
     config_hash,
@@ -29,5 +30,6 @@ __all__ = [
     "load_zonal_config",
     "resolved_yaml",
     "train_config_from_dict",
+    "with_bundle",
     "zonal_config_from_dict",
 ]
