@@ -1,0 +1,223 @@
+"""Bundles: a folder with the weights and all that is needed to use them.
+
+`model.json` holds the network, the preparation of every input, bands, date convention, classes and colours, and the
+sha256 of `weights.safetensors` and of itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from flairhub import __version__
+from flairhub.errors import FlairhubError, OutputExistsError, WeightsError
+from flairhub.modalities import modality
+from flairhub.models.files import read_tensors, sha256
+from flairhub.models.network import Network
+from flairhub.models.spec import NetworkSpec
+from flairhub.prepare import ImagePreparation
+from flairhub.tasks import LabelClass, Task
+from flairhub.timeseries import SeriesPreparation
+
+FORMAT = 1
+MANIFEST = "model.json"
+WEIGHTS = "weights.safetensors"
+
+Preparation = ImagePreparation | SeriesPreparation
+
+
+@dataclass
+class Model:
+    """A network with all that is needed to feed it and to read its logits.
+
+    Attributes:
+        network: In evaluation mode.
+        spec: What the network is.
+        preparations: How each input is prepared, by modality.
+        tasks: What the logits mean.
+        ref_date: Day that day offsets count from, `MM-DD`.
+        manifest: The whole content of `model.json` (bands under `inputs.<modality>.bands`).
+    """
+
+    network: Network
+    spec: NetworkSpec
+    preparations: dict[str, Preparation]
+    tasks: tuple[Task, ...]
+    ref_date: str
+    manifest: dict[str, Any]
+
+
+def save_bundle(
+    path: str | Path,
+    network: Network,
+    *,
+    preparations: Mapping[str, Preparation],
+    tasks: Sequence[Task],
+    ref_date: str,
+    bands: Mapping[str, Sequence[str]],
+    training: Mapping[str, Any] | None = None,
+    overwrite: bool = True,
+) -> Path:
+    """Write a bundle: to a temporary name first, so that a bundle is always whole.
+
+    Args:
+        path: Folder to make.
+        network: The network; it is not changed.
+        preparations: How each input is prepared, one per input of the network.
+        tasks: What the logits mean, one per task of the network.
+        ref_date: Day that day offsets count from, `MM-DD`.
+        bands: Band names of the files, by modality (before any selection of channels).
+        training: Anything JSON-ready to keep along (configuration, scores).
+        overwrite: Replace an existing bundle.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OutputExistsError: Something else is there, or a bundle and `overwrite` is off.
+        WeightsError: Preparations or tasks do not fit the network.
+    """
+    path = Path(path)
+    if path.exists() and not (overwrite and (path / MANIFEST).is_file()):
+        raise OutputExistsError(f"{path} exists already. Choose another place, or ask for overwriting a bundle.")
+    _check_fit(network.spec, preparations, tasks, bands)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        folder.chmod(0o755)
+        tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+        save_file(tensors, folder / WEIGHTS)
+        manifest = {
+            "format": FORMAT,
+            "flairhub": __version__,
+            "network": network.spec.to_json(),
+            "inputs": {
+                name: {"bands": list(bands[name]), "preparation": preparations[name].to_json()}
+                for name in network.spec.inputs
+            },
+            "tasks": [asdict(task) for task in sorted(tasks, key=lambda t: list(network.spec.tasks).index(t.label))],
+            "ref_date": ref_date,
+            "weights": {"file": WEIGHTS, "sha256": sha256(folder / WEIGHTS)},
+            "training": dict(training or {}),
+        }
+        manifest["sha256"] = _digest(manifest)
+        _write_text(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+        _replace(folder, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return path
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> Model:
+    """Load a bundle.
+
+    Args:
+        path: The bundle's folder.
+        device: Where the network goes.
+
+    Raises:
+        WeightsError: The bundle is missing, damaged, or of a newer format.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    try:
+        spec = NetworkSpec.from_json(manifest["network"])
+        preparations = {name: _preparation(name, manifest["inputs"][name]["preparation"]) for name in spec.inputs}
+        tasks = tuple(_task(row) for row in manifest["tasks"])
+        weights, expected = path / manifest["weights"]["file"], manifest["weights"]["sha256"]
+        ref_date = manifest["ref_date"]
+    except (KeyError, TypeError, ValueError, AttributeError, FlairhubError) as error:
+        raise WeightsError(f"{path / MANIFEST}: not a usable model description ({error!r}).") from error
+    if weights.parent != path:
+        raise WeightsError(f"{path / MANIFEST}: the weights must lie in the bundle, got {weights}.")
+    if weights.is_file() and (found := sha256(weights)) != expected:
+        raise WeightsError(f"{weights}: damaged: sha256 {found}, expected {expected}. Copy the bundle again.")
+    tensors = read_tensors(weights)
+    network = Network(spec)
+    missing, unexpected = network.load_state_dict(tensors, strict=False)
+    if missing or unexpected:
+        raise WeightsError(f"{weights}: missing tensors {missing[:5]}, unexpected {unexpected[:5]}.")
+    return Model(network.to(device).eval(), spec, preparations, tasks, ref_date, manifest)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read and check a bundle's `model.json`.
+
+    Raises:
+        WeightsError: Missing, damaged, or of a newer format.
+    """
+    file = path / MANIFEST
+    if not file.is_file():
+        raise WeightsError(
+            f"{path}: not a bundle: no {MANIFEST} in it. `flairhub model convert` makes a bundle of published weights."
+        )
+    try:
+        manifest = json.loads(file.read_text("utf-8"))
+        found, expected = _digest({k: v for k, v in manifest.items() if k != "sha256"}), manifest.get("sha256")
+    except (ValueError, AttributeError) as error:
+        raise WeightsError(f"{file}: damaged: {error}.") from error
+    if not isinstance(manifest.get("format"), int) or manifest["format"] > FORMAT:
+        raise WeightsError(
+            f"{file}: bundle format {manifest.get('format')}, this version reads up to {FORMAT}. Update flairhub."
+        )
+    if found != expected:
+        raise WeightsError(f"{file}: damaged or edited: sha256 {found}, expected {expected}. Copy the bundle again.")
+    return manifest
+
+
+def _check_fit(
+    spec: NetworkSpec,
+    preparations: Mapping[str, Preparation],
+    tasks: Sequence[Task],
+    bands: Mapping[str, Sequence[str]],
+) -> None:
+    found = {task.label: task.n_classes for task in tasks}
+    if found != dict(spec.tasks):
+        raise WeightsError(f"tasks: got {found}, the network predicts {dict(spec.tasks)}.")
+    for name, channels in spec.inputs.items():
+        if name not in preparations or name not in bands:
+            raise WeightsError(f"{name}: the network's input needs a preparation and band names.")
+        if (got := preparations[name].n_channels(len(bands[name]))) != channels:
+            raise WeightsError(f"{name}: the preparation gives {got} channels, the network takes {channels}.")
+
+
+def _preparation(name: str, fields: Mapping[str, Any]) -> Preparation:
+    kind = SeriesPreparation if modality(name).is_series else ImagePreparation
+    return kind.from_json(fields)
+
+
+def _task(row: Mapping[str, Any]) -> Task:
+    classes = tuple(LabelClass(**{**entry, "colour": tuple(entry["colour"])}) for entry in row["classes"])
+    return Task(row["label"], row["level"], classes)
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+def _write_text(file: Path, text: str) -> None:
+    with file.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _replace(folder: Path, path: Path) -> None:
+    """Move a finished folder into place, over an older bundle."""
+    if not path.exists():
+        folder.rename(path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+    path.rename(old / path.name)
+    folder.rename(path)
+    shutil.rmtree(old, ignore_errors=True)

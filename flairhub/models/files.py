@@ -1,0 +1,66 @@
+"""Reading weights files: tensors only, never code."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from flairhub.errors import WeightsError
+
+_HASH_BLOCK = 1 << 22
+_CONTAINERS = ("state_dict", "model_state_dict", "model")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the named tensors of a `.safetensors`, `.ckpt` or `.pth` file.
+
+    A Lightning checkpoint gives its `state_dict`. Pickles are read with torch's restricted reader: a file that
+    wants to run code is refused, whatever the environment says.
+
+    Raises:
+        WeightsError: The file is missing, damaged, or holds anything but tensors.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights file.")
+    if path.suffix.lower() == ".safetensors":
+        try:
+            return load_file(path, device="cpu")
+        except (SafetensorError, OSError, ValueError) as error:
+            raise WeightsError(f"{path}: damaged or not a safetensors file ({error}). Fetch it again.") from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path}: refused: it is damaged or holds more than tensors and plain values, which could run code. "
+            f"Save its state_dict as .safetensors instead. ({str(error).splitlines()[0]})"
+        ) from error
+    except Exception as error:
+        raise WeightsError(f"{path}: damaged or not a torch file ({type(error).__name__}: {error}).") from error
+    return _state_dict(content, path)
+
+
+def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
+    for key in _CONTAINERS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
+    if not tensors:
+        raise WeightsError(f"{path}: holds no named tensors, expected a state_dict.")
+    return tensors
+
+
+def sha256(path: Path) -> str:
+    """Return the sha256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_HASH_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,137 @@
+"""L-TAE: one learned query per head attends over the dates of each pixel (Garnot & Landrieu, AALTD 2020).
+
+The key projection is folded into the query and the value projection is applied after the sum over time, so that
+nothing wider than the input is ever held for every date:
+
+    score(head, t) = q(head) . (K (W z(t) + b + p(t))) = (q K W)(head) . z(t) + (q K)(head) . (b + p(t))
+    sum_t a(t) (W z(t) + b + p(t)) = W (sum_t a(t) z(t)) + b sum_t a(t) + sum_t a(t) p(t)
+
+with z the normalised features, p the positional code, W `inconv`, K the keys' projection. The normalisation is
+affine per pixel and group, so it folds in the same way.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_LONGEST_PERIOD_DAYS = 1000.0
+
+
+class _Attention(nn.Module):
+    """Queries and key projection under their published names."""
+
+    def __init__(self, n_head: int, d_k: int, d_model: int):
+        super().__init__()
+        self.Q = nn.Parameter(torch.empty(n_head, d_k))
+        self.fc1_k = nn.Linear(d_model, n_head * d_k)
+        nn.init.normal_(self.Q, mean=0, std=(2.0 / d_k) ** 0.5)
+        nn.init.normal_(self.fc1_k.weight, mean=0, std=(2.0 / d_k) ** 0.5)
+
+
+class TemporalEncoder(nn.Module):
+    """Collapse the time axis of feature maps.
+
+    Args:
+        channels: Channels of the maps in and out.
+        n_head: Attention heads; also the groups of the normalisations.
+        d_model: Width of the values over all heads.
+        d_k: Width of a key.
+    """
+
+    def __init__(self, channels: int, n_head: int, d_model: int, d_k: int):
+        super().__init__()
+        self.n_head = n_head
+        self.code_width = d_model // n_head
+        self.in_norm = nn.GroupNorm(n_head, channels)
+        self.inconv = nn.Conv1d(channels, d_model, 1)
+        self.attention_heads = _Attention(n_head, d_k, d_model)
+        self.attention_dropout = nn.Dropout(0.1)
+        self.mlp = nn.Sequential(nn.Linear(d_model, channels), nn.BatchNorm1d(channels), nn.ReLU(inplace=True))
+        self.dropout = nn.Dropout(0.2)
+        self.out_norm = nn.GroupNorm(n_head, channels)
+
+    def forward(self, x: Tensor, dates: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Attend over time, per pixel.
+
+        Args:
+            x: (batch, time, channel, y, x); padded dates are finite.
+            dates: (batch, time) day offsets.
+            valid: (batch, time) bool, at least one True per sample; None = all.
+
+        Returns:
+            The collapsed map (batch, channel, y, x) and the attention (batch, time, head, y, x), 0 at padded dates.
+        """
+        batch, _, channels, height, width = x.shape
+        pixels = height * width
+        scale, shift = self._normalisation(x, valid)  # (batch, pixel, channel)
+        code = self._code(dates).to(x.dtype)  # (batch, time, code)
+        z = x.flatten(3).permute(0, 3, 1, 2).reshape(batch * pixels, -1, channels)
+        attention = self.attention_dropout(self._attend(z, scale, shift, code, valid))  # (batch * pixel, head, time)
+        pooled = torch.bmm(attention.to(z.dtype), z)  # (batch * pixel, head, channel)
+        out = self._values(pooled, attention, scale, shift, code)
+        out = self.out_norm(self.dropout(self.mlp(out)))
+        out = out.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        attention = attention.view(batch, height, width, self.n_head, -1).permute(0, 4, 3, 1, 2)
+        return out, attention
+
+    def _normalisation(self, x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Scale and shift of each channel of each pixel, float32, both (batch, pixel, channel).
+
+        Group statistics over the channels of a group and the valid dates, combined from those of single dates.
+        """
+        groups = x.flatten(3).unflatten(2, (self.n_head, -1)).float()  # (batch, time, group, channel of group, pixel)
+        variance, mean = torch.var_mean(groups, dim=3, correction=0)  # (batch, time, group, pixel)
+        weights = torch.full_like(mean[:, :, :1, :1], 1.0 / x.shape[1])
+        if valid is not None:
+            share = valid.float() / valid.sum(dim=1, keepdim=True)
+            weights = share[:, :, None, None]
+        total = (mean * weights).sum(dim=1)  # (batch, group, pixel)
+        spread = ((variance + (mean - total.unsqueeze(1)).square()) * weights).sum(dim=1)
+        factor = torch.rsqrt(spread + self.in_norm.eps)
+        repeat = x.shape[2] // self.n_head
+        factor, total = (v.transpose(1, 2).repeat_interleave(repeat, dim=2) for v in (factor, total))
+        scale = factor * self.in_norm.weight
+        return scale, self.in_norm.bias - total * scale
+
+    def _code(self, dates: Tensor) -> Tensor:
+        """Positional code of day offsets, (batch, time, d_model / n_head): sine at even, cosine at odd places."""
+        place = torch.arange(self.code_width, device=dates.device)
+        exponent = 2.0 * torch.div(place, 2, rounding_mode="floor") / self.code_width
+        angle = dates.float().unsqueeze(-1) / _LONGEST_PERIOD_DAYS**exponent
+        return torch.where(place % 2 == 0, angle.sin(), angle.cos())
+
+    def _attend(self, z: Tensor, scale: Tensor, shift: Tensor, code: Tensor, valid: Tensor | None) -> Tensor:
+        """Attention weights (batch * pixel, head, time), before dropout."""
+        batch, pixels, channels = scale.shape
+        heads = self.attention_heads
+        keys = heads.fc1_k.weight.view(self.n_head, -1, self.n_head * self.code_width)
+        query = torch.einsum("hk,hkd->hd", heads.Q, keys) / heads.Q.shape[1] ** 0.5
+        constant = (heads.Q * heads.fc1_k.bias.view_as(heads.Q)).sum(dim=1) / heads.Q.shape[1] ** 0.5
+        constant = constant + query @ self._value_bias()
+        folded = query @ self.inconv.weight.squeeze(2)  # (head, channel)
+        offset = shift @ folded.t() + constant  # (batch, pixel, head)
+        # The positional code is the same for every head's slice of the model width.
+        position = code @ query.unflatten(1, (self.n_head, -1)).sum(dim=1).t()  # (batch, time, head)
+        weights = (scale.unsqueeze(2) * folded).view(batch * pixels, self.n_head, channels)
+        scores = torch.bmm(weights.to(z.dtype), z.transpose(1, 2)).float().view(batch, pixels, self.n_head, -1)
+        scores = scores + offset.unsqueeze(3) + position.transpose(1, 2).unsqueeze(1)
+        if valid is not None:
+            scores = scores.masked_fill(~valid[:, None, None, :], float("-inf"))
+        return F.softmax(scores, dim=3).flatten(0, 1)
+
+    def _values(self, pooled: Tensor, attention: Tensor, scale: Tensor, shift: Tensor, code: Tensor) -> Tensor:
+        """Values of all heads summed over time, (batch * pixel, d_model)."""
+        batch, pixels, channels = scale.shape
+        total = attention.sum(dim=2, keepdim=True)  # 1, except under dropout
+        pooled = pooled * scale.view(-1, 1, channels) + total * shift.view(-1, 1, channels)
+        slices = self.inconv.weight.view(self.n_head, self.code_width, channels)
+        values = torch.einsum("phc,hdc->phd", pooled, slices)
+        values = values + total * self._value_bias().view(self.n_head, self.code_width)
+        code_sum = torch.bmm(attention.view(batch, pixels * self.n_head, -1).to(code.dtype), code)
+        return (values + code_sum.view_as(values)).flatten(1)
+
+    def _value_bias(self) -> Tensor:
+        assert self.inconv.bias is not None
+        return self.inconv.bias
