@@ -80,7 +80,7 @@ class Cube:
     @cached_property
     def patches(self) -> PatchTable:
         """The patch table."""
-        texts = {name: self._table(f"{PATCHES}/{name}").astype(np.str_) for name in TEXT_COLUMNS}
+        texts = {name: np.array(self._table(f"{PATCHES}/{name}").tolist(), dtype=np.str_) for name in TEXT_COLUMNS}
         numbers: dict[str, Any] = {name: self._table(f"{PATCHES}/{name}") for name in NUMBER_COLUMNS}
         attributes = self.attributes
         width, height = attributes["footprint_m"]

@@ -1,0 +1,106 @@
+"""Running jobs: one after the other here, or on dask workers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from flairhub.errors import DataError, FlairhubError
+from flairhub.ingest.jobs import JobResult, run_job
+from flairhub.ingest.plan import Job
+
+logger = logging.getLogger(__name__)
+
+JOBS_PER_WORKER = 2
+"""Jobs handed out ahead per worker: enough to keep it busy, few enough to keep memory flat."""
+
+
+def run_jobs(
+    jobs: Sequence[Job], store: str, workers: int, scheduler: str | None
+) -> Iterator[tuple[Job, JobResult | Exception]]:
+    """Yield every job with its result as it finishes, in any order.
+
+    Args:
+        jobs: What to do.
+        store: Folder of the cube, as the workers see it.
+        workers: Local dask worker processes; 0 = in this process.
+        scheduler: Address of a running dask scheduler, which then has the workers.
+
+    Yields:
+        The job and its result, or the exception it failed with for good.
+    """
+    if not jobs:
+        return
+    if not workers and not scheduler:
+        for job in jobs:
+            yield job, _attempt(job, store)
+        return
+    with _client(min(workers, len(jobs)), scheduler) as client:
+        yield from _run_on(client, jobs, store)
+
+
+def _attempt(job: Job, store: str) -> JobResult | Exception:
+    try:
+        return run_job(job, store)
+    except (FlairhubError, OSError) as error:
+        return error
+
+
+def _run_on(client: Any, jobs: Sequence[Job], store: str) -> Iterator[tuple[Job, JobResult | Exception]]:
+    from distributed import as_completed
+
+    waiting = iter(jobs)
+    running: dict[Any, Job] = {}
+    finished = as_completed()
+
+    def submit() -> None:
+        job = next(waiting, None)
+        if job is not None:
+            future = client.submit(run_job, job, store, pure=False, key=f"ingest-{job.id}")
+            running[future] = job
+            finished.add(future)
+
+    n_workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+    for _ in range(JOBS_PER_WORKER * n_workers):
+        submit()
+    try:
+        for future in finished:
+            job = running.pop(future)
+            try:
+                result: JobResult | Exception = future.result()
+            except Exception as error:  # whatever a worker died of is reported with the job's patches
+                result = error
+            future.release()
+            submit()
+            yield job, result
+    finally:
+        client.cancel(list(running))
+
+
+@contextmanager
+def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
+    from distributed import Client, LocalCluster
+
+    if scheduler:
+        try:
+            client = Client(scheduler, timeout=10)
+        except (OSError, ValueError) as error:
+            raise DataError(f"scheduler {scheduler}: cannot be reached: {error}.") from error
+        with client:
+            yield client
+        return
+    with (
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address=None,
+            memory_limit=0,
+            silence_logs=logging.ERROR,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client

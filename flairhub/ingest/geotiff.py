@@ -1,0 +1,242 @@
+"""Reading one source GeoTIFF: header first, pixels only when the header is what the plan expects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flairhub.errors import DataError
+from flairhub.geo import ALIGNMENT_TOLERANCE_PX, GeoBox, crs_name, geobox_of, same_crs
+
+MOST_PX = 8192
+"""Largest accepted width or height of a patch."""
+
+MOST_BYTES = 2**30
+"""Largest accepted uncompressed file."""
+
+GDAL_OPTIONS: dict[str, Any] = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_PAM_ENABLED": "NO",
+    "GDAL_NUM_THREADS": "1",
+    "GDAL_CACHEMAX": 64 * 2**20,
+    "GDAL_HTTP_MAX_RETRY": "0",
+    "CPL_CURL_ENABLED": "NO",
+    "GDAL_GEOREF_SOURCES": "INTERNAL",
+    "GTIFF_POINT_GEO_IGNORE": "NO",
+}
+"""No sidecar files, no network, one thread per process."""
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What every file of a modality must be.
+
+    Attributes:
+        modality: Name, for messages.
+        bands: Bands per file, or per date of a series.
+        is_series: Files hold several dates.
+        dtype: Dtype to store; files of another numeric dtype are converted when nothing is lost.
+        height: Pixels.
+        width: Pixels.
+        crs_wkt: CRS.
+        footprint: (width, height) in CRS units.
+        reference: The file that these facts were taken from.
+    """
+
+    modality: str
+    bands: int
+    is_series: bool
+    dtype: str
+    height: int
+    width: int
+    crs_wkt: str
+    footprint: tuple[float, float]
+    reference: str
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says about itself.
+
+    Attributes:
+        box: Its grid.
+        count: Bands in the file.
+        dtype: Its dtype.
+    """
+
+    box: GeoBox
+    count: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Raster:
+    """The pixels of a file.
+
+    Attributes:
+        values: (band, y, x), the file's dtype.
+        origin: (x_min, y_max).
+        nodata: Declared value without meaning, or None.
+    """
+
+    values: NDArray[Any]
+    origin: tuple[float, float]
+    nodata: float | None
+
+
+@contextmanager
+def gdal() -> Iterator[None]:
+    """Settings under which source files are read."""
+    import rasterio
+
+    with rasterio.Env(**GDAL_OPTIONS):
+        yield
+
+
+def read_header(path: str) -> Header:
+    """Return a file's header, refusing what no patch can be.
+
+    Raises:
+        DataError: Not a readable GeoTIFF, not north-up, or larger than any patch.
+    """
+    with _open(path) as dataset:
+        _check_bomb(path, dataset)
+        return Header(geobox_of(dataset, path), dataset.count, dataset.dtypes[0])
+
+
+def read_raster(path: str, expected: Expectation, n_dates: int | None) -> Raster:
+    """Check a file's header, then read it whole.
+
+    Args:
+        path: Local file.
+        expected: What it must be.
+        n_dates: Dates of the patch, for series.
+
+    Raises:
+        DataError: Not what is expected, truncated, sparse, or damaged: names file, key, expected and found.
+    """
+    import rasterio.errors
+
+    with _open(path) as dataset:
+        box = geobox_of(dataset, path)
+        _check_bands(path, dataset.count, expected, n_dates)
+        _check_grid(path, box, expected)
+        _check_bomb(path, dataset)
+        dtypes = set(dataset.dtypes)
+        if len(dtypes) > 1 or np.dtype(dataset.dtypes[0]).kind not in "uif":
+            raise DataError(
+                f"{path}: dtype {', '.join(sorted(dtypes))}, expected {expected.dtype} ({expected.modality}) "
+                "or a real numeric dtype that converts to it without loss."
+            )
+        _check_sparse(path, dataset)
+        try:
+            values = dataset.read()
+        except (rasterio.errors.RasterioError, OSError) as error:
+            raise DataError(f"{path}: truncated or damaged, its pixels cannot be read: {_cause(error)}") from error
+        return Raster(values, (box.x_min, box.y_max), dataset.nodata)
+
+
+def lossless(values: NDArray[Any], dtype: str, path: str) -> NDArray[Any]:
+    """Return `values` as `dtype`.
+
+    Raises:
+        DataError: A value would change; the message names the file and the first such value.
+    """
+    target = np.dtype(dtype)
+    if values.dtype == target:
+        return values
+    with np.errstate(invalid="ignore", over="ignore"):
+        converted = values.astype(target)
+        changed = converted.astype(values.dtype) != values
+    if values.dtype.kind in "ui" and target.kind in "ui":
+        # Casting back wraps around: -1 and 255 would look equal through uint8.
+        limits = np.iinfo(target)
+        changed |= (values < limits.min) | (values > limits.max)
+    if values.dtype.kind == "f" and target.kind == "f":
+        changed &= ~np.isnan(values)
+    if changed.any():
+        first = values[changed][0]
+        raise DataError(f"{path}: dtype {values.dtype} value {first} does not fit {target} without loss.")
+    return converted
+
+
+def _open(path: str) -> Any:
+    import rasterio
+    import rasterio.errors
+
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(f"{path}: no such file.")
+    try:
+        return rasterio.open(file.absolute(), driver="GTiff", sharing=False)
+    except (rasterio.errors.RasterioError, OSError) as error:
+        size = file.stat().st_size
+        raise DataError(f"{path}: not a readable GeoTIFF ({size} bytes): {_cause(error)}") from error
+
+
+def _check_bomb(path: str, dataset: Any) -> None:
+    n_bytes = dataset.width * dataset.height * dataset.count * np.dtype(dataset.dtypes[0]).itemsize
+    if max(dataset.width, dataset.height) > MOST_PX or n_bytes > MOST_BYTES:
+        raise DataError(
+            f"{path}: declares {dataset.width} x {dataset.height} px x {dataset.count} bands "
+            f"({n_bytes / 2**20:.0f} MiB); patches have at most {MOST_PX} px per side and {MOST_BYTES >> 20} MiB."
+        )
+
+
+def _check_bands(path: str, count: int, expected: Expectation, n_dates: int | None) -> None:
+    if not expected.is_series:
+        if count != expected.bands:
+            raise DataError(f"{path}: {count} bands, expected {expected.bands} ({expected.modality}).")
+        return
+    if count % expected.bands:
+        raise DataError(
+            f"{path}: {count} bands is no multiple of {expected.bands}, the bands per date of {expected.modality}."
+        )
+    if count // expected.bands != n_dates:
+        raise DataError(
+            f"{path}: {count // expected.bands} images ({count} bands / {expected.bands} of {expected.modality}) but "
+            f"{n_dates} dates in the metadata. Every image needs its date."
+        )
+
+
+def _check_grid(path: str, box: GeoBox, expected: Expectation) -> None:
+    if (box.height, box.width) != (expected.height, expected.width):
+        raise DataError(
+            f"{path}: size {box.width} x {box.height} px, expected {expected.width} x {expected.height} px as in "
+            f"{expected.reference}. All patches of {expected.modality} have one size."
+        )
+    if not same_crs(box.crs_wkt, expected.crs_wkt):
+        raise DataError(
+            f"{path}: CRS {crs_name(box.crs_wkt)}, expected {crs_name(expected.crs_wkt)} as in {expected.reference}."
+        )
+    found = (box.width * box.x_res, box.height * box.y_res)
+    tolerance = ALIGNMENT_TOLERANCE_PX * min(box.x_res, box.y_res)
+    if any(abs(a - b) > tolerance for a, b in zip(found, expected.footprint, strict=True)):
+        raise DataError(
+            f"{path}: footprint {found[0]:g} x {found[1]:g} m, expected {expected.footprint[0]:g} x "
+            f"{expected.footprint[1]:g} m as in {expected.reference} (tolerance {ALIGNMENT_TOLERANCE_PX} px)."
+        )
+
+
+def _check_sparse(path: str, dataset: Any) -> None:
+    """GDAL gives nodata or zeros for blocks that were never written; a patch without pixels is not a black one."""
+    rows, cols = dataset.block_shapes[0]
+    bands = (1,) if dataset.interleaving and dataset.interleaving.value == "PIXEL" else dataset.indexes
+    for band in bands:
+        for y in range(-(-dataset.height // rows)):
+            for x in range(-(-dataset.width // cols)):
+                if dataset.get_tag_item(f"BLOCK_OFFSET_{x}_{y}", "TIFF", bidx=band) is None:
+                    raise DataError(f"{path}: sparse: block {x}, {y} of band {band} was never written.")
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost message: rasterio's own says no more than 'see the previous exception'."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error)

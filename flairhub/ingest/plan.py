@@ -1,0 +1,375 @@
+"""From files to frozen jobs: what the cube will look like and which pieces of work fill it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flairhub.cube.spec import FORMAT_VERSION, NO_DAY, ArraySpec, average_spec, data_spec
+from flairhub.cube.template import AverageTemplate, CubeTemplate, GroupTemplate
+from flairhub.errors import DataError, UsageError
+from flairhub.geo import ALIGNMENT_TOLERANCE_PX, crs_name, same_crs
+from flairhub.ingest.geotiff import Expectation, Header, gdal, read_header
+from flairhub.ingest.sources import Source
+from flairhub.ingest.tables import read_dates
+from flairhub.modalities import MODALITIES, Kind, Modality
+from flairhub.tasks import level_sizes
+from flairhub.timeseries import CloudFilter, period_count
+
+TIME_LIMIT = 4096
+"""Most dates of a series; more is taken for a damaged entry."""
+
+
+@dataclass(frozen=True)
+class AverageRequest:
+    """Period means to store beside a series.
+
+    Attributes:
+        average: `monthly` or `semi-monthly`.
+        cloud_filter: Filter that chooses the dates, None = all.
+    """
+
+    average: str
+    cloud_filter: CloudFilter | None
+
+
+@dataclass(frozen=True)
+class Options:
+    """Choices that change what is stored.
+
+    Attributes:
+        codec: Preset.
+        shard: Patches per shard, None = by size.
+        averages: Period means by series.
+        level_sizes: Classes per nomenclature level by label set.
+        skip: Record bad patches as missing instead of stopping.
+    """
+
+    codec: str = "balanced"
+    shard: int | None = None
+    averages: Mapping[str, AverageRequest] | None = None
+    level_sizes: Mapping[str, tuple[int, ...]] | None = None
+    skip: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """One whole shard of one modality (and of its averages): the unit of work.
+
+    Attributes:
+        id: `<MODALITY>/<shard>`.
+        modality: Name.
+        shard: Number of the shard.
+        first: Position of its first patch in the cube.
+        patch_ids: Its patches.
+        files: Their files, None = missing.
+        masks: Their quality masks where averages need them, else None.
+        days: (patch, time) days since 1970-01-01 of a series, `NO_DAY` beyond its dates; None for images and labels.
+        expected: What every file must be.
+        mask_expected: Likewise for the masks.
+        spec: The `data` array.
+        averages: Period means to store.
+        level_sizes: Classes per level, for labels.
+        problems: (patch id, reason) of patches that planning found to be bad.
+        skip: Record bad patches as missing instead of stopping.
+    """
+
+    id: str
+    modality: str
+    shard: int
+    first: int
+    patch_ids: tuple[str, ...]
+    files: tuple[str | None, ...]
+    masks: tuple[str | None, ...]
+    days: NDArray[np.int32] | None
+    expected: Expectation
+    mask_expected: Expectation | None
+    spec: ArraySpec
+    averages: tuple[AverageTemplate, ...]
+    level_sizes: tuple[int, ...]
+    problems: Mapping[str, str]
+    skip: bool
+
+    def state(self, plan: str) -> str:
+        """Digest of the plan and of the size and modification time of each source file."""
+        stats = [_file_state(path) for path in (*self.files, *self.masks)]
+        return _digest([plan, self.id, stats])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A cube to be: its template and the jobs that fill it, in an order that meets all modalities early.
+
+    Attributes:
+        template: Metadata.
+        jobs: All work.
+        level_sizes: Classes per level by label set.
+    """
+
+    template: CubeTemplate
+    jobs: tuple[Job, ...]
+    level_sizes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def digest(self) -> str:
+        """What tells one plan from another, whatever its files hold."""
+        return self.template.plan
+
+
+@dataclass(frozen=True)
+class _Dates:
+    days: NDArray[np.int32]
+    problems: Mapping[str, str]
+
+
+class Planner:
+    """Builds a plan from a source; one instance per ingest."""
+
+    def __init__(self, source: Source, options: Options):
+        """Keep what is to be planned; nothing is read yet."""
+        self._source, self._options = source, options
+        self._ids = [key.patch_id for key in source.keys]
+
+    def plan(self) -> Plan:
+        """Read one header per modality and the date tables, and lay out the jobs.
+
+        Raises:
+            DataError: Missing files, modalities that do not fit each other, bad dates.
+            UsageError: Averages of a series or mask that is not ingested.
+        """
+        if not self._options.skip:
+            self._check_files()
+        with gdal():
+            references = {name: self._reference(name) for name in self._source.files}
+        expectations = self._expectations(references)
+        groups = tuple(self._group(name, expectations[name]) for name in self._source.files)
+        first = next(iter(expectations.values()))
+        template = CubeTemplate(
+            columns=self._columns(),
+            crs_wkt=first.crs_wkt,
+            footprint_m=first.footprint,
+            codec=self._options.codec,
+            plan=self._plan_digest(groups, expectations),
+            groups=groups,
+        )
+        jobs = [job for group in groups for job in self._jobs(group, expectations)]
+        # All modalities of a patch come close together, so that files that do not fit each other are found early.
+        jobs.sort(key=lambda job: (job.first + len(job.patch_ids), job.id))
+        return Plan(template, tuple(jobs), {group.name: self._levels(group.name) for group in groups})
+
+    def _check_files(self) -> None:
+        missing = [path for paths in self._source.files.values() for path in paths if path and not os.path.isfile(path)]
+        if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise DataError(
+                f"no such file: {', '.join(missing[:3])}{more}. Leave the CSV cell empty for a patch without this "
+                "modality, or pass --on-error skip."
+            )
+
+    def _reference(self, name: str) -> tuple[str, Header]:
+        """The first file of a modality gives its size, CRS and resolution."""
+        problem: DataError | None = None
+        for path in self._source.files[name]:
+            if path is None:
+                continue
+            try:
+                return path, read_header(path)
+            except DataError as error:
+                if not self._options.skip:
+                    raise
+                problem = problem or error
+        raise DataError(f"{name}: no readable file. First problem: {problem}")
+
+    def _expectations(self, references: Mapping[str, tuple[str, Header]]) -> dict[str, Expectation]:
+        boxes = {name: header.box for name, (_, header) in references.items()}
+        tolerance = ALIGNMENT_TOLERANCE_PX * min(min(box.x_res, box.y_res) for box in boxes.values())
+        first = next(iter(references))
+        footprint = (boxes[first].width * boxes[first].x_res, boxes[first].height * boxes[first].y_res)
+        made = {}
+        for name, (path, _) in references.items():
+            row, box = MODALITIES[name], boxes[name]
+            if not same_crs(box.crs_wkt, boxes[first].crs_wkt):
+                raise DataError(
+                    f"{path}: CRS {crs_name(box.crs_wkt)}, expected {crs_name(boxes[first].crs_wkt)} as in "
+                    f"{references[first][0]}. All modalities of a data set share one CRS."
+                )
+            found = (box.width * box.x_res, box.height * box.y_res)
+            if any(abs(a - b) > tolerance for a, b in zip(found, footprint, strict=True)):
+                raise DataError(
+                    f"{path}: footprint {found[0]:g} x {found[1]:g} m ({box.width} x {box.height} px), "
+                    f"expected {footprint[0]:g} x {footprint[1]:g} m as in {references[first][0]}. All modalities of a "
+                    "patch cover the same ground."
+                )
+            made[name] = Expectation(
+                name,
+                len(row.bands),
+                row.is_series,
+                row.dtype,
+                box.height,
+                box.width,
+                boxes[first].crs_wkt,
+                footprint,
+                path,
+            )
+        return made
+
+    def _columns(self) -> dict[str, NDArray[Any]]:
+        keys = self._source.keys
+        return {
+            "patch_id": np.array(self._ids),
+            "domain": np.array([key.domain for key in keys]),
+            "roi": np.array([key.roi for key in keys]),
+            "row": np.array([key.row for key in keys], dtype=np.int32),
+            "col": np.array([key.col for key in keys], dtype=np.int32),
+            "split": np.array([self._source.splits.get(key.patch_id, "") for key in keys]),
+        }
+
+    def _group(self, name: str, expected: Expectation) -> GroupTemplate:
+        row = MODALITIES[name]
+        dates = self._dates(row)
+        size = (expected.height, expected.width)
+        n_dates = 0 if dates is None else max(1, dates.days.shape[1])
+        spec = data_spec(row, len(self._ids), size, n_dates, self._options.codec, self._options.shard)
+        averages = []
+        request = (self._options.averages or {}).get(name)
+        if request is not None:
+            mask = row.quality_mask
+            if request.cloud_filter is not None and mask not in self._source.files:
+                raise UsageError(f"{name}: filtered averages need {mask}, which is not among the modalities to ingest.")
+            periods = period_count(request.average)  # type: ignore[arg-type]
+            beside = average_spec(spec, periods, self._options.codec)
+            averages.append(AverageTemplate(request.average, request.cloud_filter, beside))
+        return GroupTemplate(
+            name=name,
+            spec=spec,
+            gsd=(expected.footprint[0] / expected.width, expected.footprint[1] / expected.height),
+            days=None if dates is None else dates.days,
+            averages=tuple(averages),
+            attributes={"n_classes": list(self._levels(name))} if row.kind is Kind.LABEL else {},
+        )
+
+    def _levels(self, name: str) -> tuple[int, ...]:
+        return (self._options.level_sizes or {}).get(name) or level_sizes(name)
+
+    def _dates(self, row: Modality) -> _Dates | None:
+        """Dates of the patches that have the series; a series and its mask share them."""
+        if not row.is_series:
+            return None
+        assert row.dates_file is not None
+        if row.dates_file not in self._read:
+            self._read[row.dates_file] = self._read_dates(row.dates_file)
+        found = self._read[row.dates_file]
+        held = np.array([path is not None for path in self._source.files[row.name]])
+        return _Dates(np.where(held[:, None], found.days, NO_DAY).astype(np.int32), found.problems)
+
+    @cached_property
+    def _read(self) -> dict[str, _Dates]:
+        return {}
+
+    def _read_dates(self, file: str) -> _Dates:
+        if self._source.metadata is None:
+            raise DataError(f"{file}: time series need the folder of the date GeoPackages (paths.global_mtd_folder).")
+        path = self._source.metadata / file
+        entries = read_dates(path, self._ids)
+        users = [name for name in self._source.files if MODALITIES[name].dates_file == file]
+        problems: dict[str, str] = {}
+        days: dict[int, NDArray[np.int64]] = {}
+        for position, patch_id in enumerate(self._ids):
+            if all(self._source.files[name][position] is None for name in users):
+                continue
+            entry = entries.get(patch_id, DataError(f"{path}: patch {patch_id} has no entry."))
+            if not isinstance(entry, DataError) and len(entry) > TIME_LIMIT:
+                entry = DataError(
+                    f"{path}: patch {patch_id} has {len(entry)} dates, at most {TIME_LIMIT} are accepted."
+                )
+            if isinstance(entry, DataError):
+                if not self._options.skip:
+                    raise entry
+                problems[patch_id] = str(entry)
+            else:
+                days[position] = entry.astype(np.int64)
+        table = np.full(
+            (len(self._ids), max((len(entry) for entry in days.values()), default=0)), NO_DAY, dtype=np.int32
+        )
+        for position, stored in days.items():
+            table[position, : len(stored)] = stored
+        return _Dates(table, problems)
+
+    def _jobs(self, group: GroupTemplate, expectations: Mapping[str, Expectation]) -> list[Job]:
+        row, spec = MODALITIES[group.name], group.spec
+        files = self._source.files[group.name]
+        filtered = any(average.cloud_filter is not None for average in group.averages)
+        mask = row.quality_mask if filtered else None
+        problems = {} if row.dates_file is None else self._read[row.dates_file].problems
+        jobs = []
+        for shard in range(spec.n_shards):
+            held = slice(shard * spec.shard_patches, min((shard + 1) * spec.shard_patches, len(self._ids)))
+            ids = tuple(self._ids[held])
+            jobs.append(
+                Job(
+                    id=f"{group.name}/{shard:06d}",
+                    modality=group.name,
+                    shard=shard,
+                    first=held.start,
+                    patch_ids=ids,
+                    files=files[held],
+                    masks=self._source.files[mask][held] if mask else (None,) * len(ids),
+                    days=None if group.days is None else group.days[held],
+                    expected=expectations[group.name],
+                    mask_expected=expectations[mask] if mask else None,
+                    spec=spec,
+                    averages=group.averages,
+                    level_sizes=self._levels(group.name) if row.kind is Kind.LABEL else (),
+                    problems={patch_id: problems[patch_id] for patch_id in ids if patch_id in problems},
+                    skip=self._options.skip,
+                )
+            )
+        return jobs
+
+    def _plan_digest(self, groups: Sequence[GroupTemplate], expectations: Mapping[str, Expectation]) -> str:
+        root = self._source.root
+        facts: list[Any] = [FORMAT_VERSION, self._options.codec]
+        facts += [[name, column.tolist()] for name, column in self._columns().items()]
+        for group in groups:
+            expected = asdict(expectations[group.name]) | {"reference": ""}
+            averages = [[average.average, _rule(average.cloud_filter)] for average in group.averages]
+            days = None if group.days is None else hashlib.sha256(group.days.tobytes()).hexdigest()
+            facts.append([expected, asdict(group.spec) | {"fill": str(group.spec.fill)}, averages, days])
+            facts.append([_relative(path, root) for path in self._source.files[group.name]])
+            facts.append(list(self._levels(group.name)))
+        return _digest(facts)
+
+
+def _rule(rule: CloudFilter | None) -> Any:
+    return None if rule is None else asdict(rule)
+
+
+def _relative(path: str | None, root: Path) -> str | None:
+    if path is None:
+        return None
+    # Plain text: a quarter of a million Path objects per modality would take longer than reading the tables.
+    prefix = str(root) + os.sep
+    return path[len(prefix) :].replace(os.sep, "/") if path.startswith(prefix) else path
+
+
+def _file_state(path: str | None) -> Any:
+    if path is None:
+        return None
+    try:
+        found = os.stat(path)
+    except OSError:
+        return "absent"
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _digest(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,233 @@
+"""Which files are to be ingested: from the CSVs of a configuration, or from a folder in the published layout."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flairhub.errors import DataError, UsageError
+from flairhub.ingest.naming import FoundFile, PatchKey, parse_patch_id, scan_folder
+from flairhub.ingest.tables import CsvTable, read_csv, read_splits
+from flairhub.modalities import INPUTS, LABELS, MODALITIES, modality
+
+SPLIT_FILE = "GLOBAL_ALL_MTD_SPLIT.gpkg"
+METADATA_FOLDER = "GLOBAL_ALL_MTD"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Patches and their files.
+
+    Attributes:
+        keys: Patches in storage order.
+        splits: `train`, `valid`, `test` or empty, by patch id.
+        files: By modality one path per patch, None where the patch has none.
+        root: Folder that names in digests are relative to.
+        metadata: Folder of the date GeoPackages, or None.
+    """
+
+    keys: tuple[PatchKey, ...]
+    splits: Mapping[str, str]
+    files: Mapping[str, tuple[str | None, ...]]
+    root: Path
+    metadata: Path | None
+
+
+def source_of_csvs(
+    csvs: Mapping[str, Path],
+    *,
+    required: Sequence[str],
+    optional: Sequence[str] = (),
+    data_root: Path | None = None,
+    metadata: Path | None = None,
+) -> Source:
+    """Collect the files that CSVs name.
+
+    Args:
+        csvs: CSV by split.
+        required: Modalities whose columns must exist.
+        optional: Modalities that are taken when every CSV has their column.
+        data_root: Folder that no path may leave; None = the CSV's folder for relative paths, none for absolute ones.
+        metadata: Folder of the date GeoPackages.
+
+    Raises:
+        DataError: A missing CSV or column, a bad or doubled patch id, a path that is none or leaves its root.
+    """
+    tables = {split: read_csv(path, ["patch_id", *required]) for split, path in csvs.items()}
+    extra = [name for name in optional if all(name in table.columns for table in tables.values())]
+    names = [name for name in MODALITIES if name in {*required, *extra}]
+    keys: dict[str, PatchKey] = {}
+    seen: dict[str, str] = {}
+    splits: dict[str, str] = {}
+    files: dict[str, dict[str, str | None]] = {name: {} for name in names}
+    for split, table in tables.items():
+        for line, row in table.rows:
+            where, patch_id = f"{table.path}, line {line}", row["patch_id"]
+            if patch_id in seen:
+                raise DataError(
+                    f"{where}: patch {patch_id} is listed already in {seen[patch_id]}. A patch has one split."
+                )
+            keys[patch_id], seen[patch_id], splits[patch_id] = parse_patch_id(patch_id, where), where, split
+            for name in names:
+                files[name][patch_id] = _cell_path(row[name], table, f"{where}, column {name}", data_root)
+    if not keys:
+        listed = ", ".join(str(path) for path in csvs.values()) or "none given"
+        raise DataError(f"no patches in the CSVs ({listed}).")
+    ordered = tuple(sorted(keys.values()))
+    root = data_root or Path(os.path.commonpath([table.path.parent.absolute() for table in tables.values()]))
+    by_patch = {name: tuple(entry[key.patch_id] for key in ordered) for name, entry in files.items()}
+    return Source(ordered, splits, by_patch, root, metadata)
+
+
+def _cell_path(cell: str, table: CsvTable, where: str, data_root: Path | None) -> str | None:
+    """Absolute path of a CSV cell, checked by its text alone; the file itself is opened later."""
+    if not cell:
+        return None
+    if "://" in cell or cell.startswith("/vsi") or "\x00" in cell:
+        raise DataError(f"{where}: {cell!r} is not a path of a local file. URLs and GDAL's /vsi paths are not read.")
+    base = table.path.parent.absolute()
+    path = Path(os.path.normpath(base / cell))
+    allowed = data_root.absolute() if data_root else (None if Path(cell).is_absolute() else base)
+    if allowed is not None and not path.is_relative_to(Path(os.path.normpath(allowed))):
+        hint = "paths.data_root" if data_root else "the CSV's folder; set paths.data_root to allow a larger one"
+        raise DataError(f"{where}: {cell!r} leads to {path}, outside {allowed} ({hint}).")
+    return str(path)
+
+
+def source_of_folder(root: Path) -> Source:
+    """Collect all files of a folder in the published layout.
+
+    Splits come from `GLOBAL_ALL_MTD/GLOBAL_ALL_MTD_SPLIT.gpkg`, else from CSVs in the folder named after their split
+    (`train...csv`, `val...csv`, `test...csv`); without either they stay empty.
+
+    Raises:
+        DataError: Nothing of the layout in the folder, a badly named file, the same patch twice.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder. --root is the folder that holds <DOMAIN>_<MODALITY> folders.")
+    root = root.absolute()
+    found = scan_folder(root)
+    if not any(found.values()):
+        raise DataError(
+            f"{root}: no files <DOMAIN>_<MODALITY>/<ROI>/<DOMAIN>_<MODALITY>_<ROI>_<row>-<col>.tif in this folder."
+        )
+    placed = _date_undated(found)
+    keys: set[PatchKey] = {key for entries in placed.values() for key in entries}
+    ordered = tuple(sorted(keys))
+    files = {name: tuple(placed[name].get(key) for key in ordered) for name in MODALITIES if placed.get(name)}
+    metadata = root / METADATA_FOLDER
+    return Source(ordered, _folder_splits(root, metadata), files, root, metadata if metadata.is_dir() else None)
+
+
+def _date_undated(found: Mapping[str, list[FoundFile]]) -> dict[str, dict[PatchKey, str]]:
+    """Give files of undated domains (`D012-195X`) the domain of the patch at their department, ROI and cell.
+
+    Those without such a patch are left out, unless there is nothing but undated files.
+    """
+    dated = {name: entries for name, entries in found.items() if not MODALITIES[name].undated_domain}
+    placed: dict[str, dict[PatchKey, str]] = {}
+    for name, entries in dated.items():
+        placed[name] = {}
+        for entry in entries:
+            if entry.key in placed[name]:
+                raise DataError(f"{entry.path}: patch {entry.key.patch_id} exists already: {placed[name][entry.key]}.")
+            placed[name][entry.key] = entry.path
+    cells: dict[tuple[str, str, int, int], list[PatchKey]] = {}
+    for key in {key for mapping in placed.values() for key in mapping}:
+        cells.setdefault(_cell(key), []).append(key)
+    for name in found.keys() - dated.keys():
+        placed[name] = {}
+        for entry in found[name]:
+            for key in cells.get(_cell(entry.key), [] if dated else [entry.key]):
+                placed[name][key] = entry.path
+    return placed
+
+
+def _cell(key: PatchKey) -> tuple[str, str, int, int]:
+    return key.domain.rsplit("-", 1)[0], key.roi, key.row, key.col
+
+
+def _folder_splits(root: Path, metadata: Path) -> dict[str, str]:
+    if (metadata / SPLIT_FILE).is_file():
+        return read_splits(metadata / SPLIT_FILE)
+    splits: dict[str, str] = {}
+    for path in sorted(root.glob("*.csv")):
+        stem = path.stem.lower()
+        split = next(
+            (name for name, mark in (("train", "train"), ("valid", "val"), ("test", "test")) if mark in stem), ""
+        )
+        if not split:
+            continue
+        for line, row in read_csv(path, ["patch_id"]).rows:
+            if splits.setdefault(row["patch_id"], split) != split:
+                raise DataError(
+                    f"{path}, line {line}: patch {row['patch_id']} is both {splits[row['patch_id']]} and {split}."
+                )
+    return splits
+
+
+def source_of_config(config: Any, wanted: Sequence[str] | None) -> Source:
+    """Collect the files of a training configuration.
+
+    Args:
+        config: `TrainConfig`.
+        wanted: Modalities, or None = enabled inputs and labels, with the masks that their series use or have.
+    """
+    paths = config.paths
+    csvs = {
+        split: Path(path)
+        for split, path in (("train", paths.train_csv), ("valid", paths.val_csv), ("test", paths.test_csv))
+        if path
+    }
+    if not csvs:
+        raise DataError("paths.train_csv, paths.val_csv and paths.test_csv are empty: nothing to ingest.")
+    optional: list[str] = []
+    if wanted is None:
+        enabled = [name for name in INPUTS if config.modalities.inputs.get(name)]
+        labels = [name for name in LABELS if name in config.labels]
+        masks = [mask for name in enabled if (mask := MODALITIES[name].quality_mask)]
+        wanted = [*enabled, *labels]
+        (wanted if filters_series(config) else optional).extend(masks)
+    return source_of_csvs(
+        csvs,
+        required=wanted,
+        optional=optional,
+        data_root=Path(paths.data_root) if paths.data_root else None,
+        metadata=Path(paths.global_mtd_folder) if paths.global_mtd_folder else None,
+    )
+
+
+def filters_series(config: Any) -> bool:
+    """True when the configuration drops cloudy dates, for which the quality mask is needed."""
+    return bool(config.modalities.pre_processings.filter_sentinel2)
+
+
+def restrict(source: Source, names: Sequence[str] | None, domains: Sequence[str] | None) -> Source:
+    """Keep only some modalities and domains.
+
+    Raises:
+        UsageError: A name that is unknown or of which the source has nothing.
+    """
+    if names is not None:
+        missing = [name for name in names if modality(name).name not in source.files]
+        if missing:
+            raise UsageError(f"modalities {', '.join(missing)}: no files. Found {', '.join(source.files)}.")
+        source = replace(source, files={name: source.files[name] for name in MODALITIES if name in names})
+    if domains is not None:
+        known = sorted({key.domain for key in source.keys})
+        missing = [name for name in domains if name not in known]
+        if missing:
+            raise UsageError(f"domains {', '.join(missing)}: no patches. Found {', '.join(known)}.")
+        chosen = [index for index, key in enumerate(source.keys) if key.domain in domains]
+        source = replace(
+            source,
+            keys=tuple(source.keys[index] for index in chosen),
+            files={name: tuple(paths[index] for index in chosen) for name, paths in source.files.items()},
+        )
+    empty = [name for name, paths in source.files.items() if not any(paths)]
+    if empty:
+        raise DataError(f"modality {', '.join(empty)}: none of the {len(source.keys)} patches has a file.")
+    return source

@@ -1,0 +1,195 @@
+"""The tables beside the images: CSV splits, and the GeoPackages with dates and official splits.
+
+A GeoPackage is an SQLite file. It is opened with Python's own sqlite3, read-only and with an untrusted schema: no GDAL
+driver guessing, no journal files, nothing in it is run.
+"""
+
+from __future__ import annotations
+
+import csv
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flairhub.errors import DataError
+from flairhub.timeseries import parse_dates_json
+
+_SQLITE_MAGIC = b"SQLite format 3\x00"
+_LONGEST_CELL = 4 * 2**20
+
+
+@dataclass(frozen=True)
+class CsvTable:
+    """A CSV of one split.
+
+    Attributes:
+        path: The file.
+        columns: Its header.
+        rows: One mapping per line, with the line number under `line`.
+    """
+
+    path: Path
+    columns: tuple[str, ...]
+    rows: tuple[tuple[int, dict[str, str]], ...]
+
+
+def read_csv(path: Path, required: Sequence[str]) -> CsvTable:
+    """Read a CSV of a split.
+
+    Args:
+        path: The file.
+        required: Columns that must be there.
+
+    Raises:
+        DataError: Missing, not a CSV, a missing or doubled column, a line of another length.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            lines = csv.reader(stream, strict=True)
+            columns = [name.strip() for name in next(lines, [])]
+            _check_columns(path, columns, required)
+            rows = []
+            for cells in lines:
+                if not any(cells):
+                    continue
+                if len(cells) != len(columns):
+                    raise DataError(f"{path}, line {lines.line_num}: {len(cells)} cells, expected {len(columns)}.")
+                rows.append((lines.line_num, dict(zip(columns, (cell.strip() for cell in cells), strict=True))))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such CSV file.") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read as CSV (UTF-8): {error}.") from error
+    return CsvTable(path, tuple(columns), tuple(rows))
+
+
+def _check_columns(path: Path, columns: list[str], required: Sequence[str]) -> None:
+    doubled = sorted({name for name in columns if columns.count(name) > 1})
+    if doubled:
+        raise DataError(f"{path}: column {', '.join(doubled)} appears more than once.")
+    missing = [name for name in required if name not in columns]
+    if missing:
+        raise DataError(
+            f"{path}: column {', '.join(missing)} is missing. Found {', '.join(columns) or 'no columns'}. "
+            "Expected patch_id and one column per modality and label in use."
+        )
+
+
+def read_dates(path: Path, patch_ids: Sequence[str]) -> dict[str, NDArray[np.datetime64] | DataError]:
+    """Read the acquisition dates of the patches asked for.
+
+    Args:
+        path: GeoPackage with `patch_id` and `acquisition_dates`.
+        patch_ids: Whose dates; others are not looked at.
+
+    Returns:
+        By patch id (time,) datetime64[D] in image order, or what is wrong with the entry, so that the caller decides
+        whether one bad patch ends the ingest. Patches without an entry are left out.
+
+    Raises:
+        DataError: No GeoPackage, or no such columns.
+    """
+    wanted = set(patch_ids)
+    texts: dict[str, str] = {}
+    found: dict[str, NDArray[np.datetime64] | DataError] = {}
+    for patch_id, text in read_geopackage(path, ("patch_id", "acquisition_dates")):
+        if patch_id not in wanted:
+            continue
+        where = f"{path}: patch {patch_id}"
+        if texts.setdefault(patch_id, text) != text:
+            found[patch_id] = DataError(f"{where} has several entries with different dates. Keep one.")
+        elif patch_id not in found:
+            try:
+                found[patch_id] = parse_dates_json(text, where)
+            except DataError as error:
+                found[patch_id] = error
+    return found
+
+
+def read_splits(path: Path) -> dict[str, str]:
+    """Read the official splits: `split_1` of the GeoPackage, else its first column named `split...`.
+
+    Returns:
+        `train`, `valid` or `test` by patch id.
+    """
+    columns = _columns(path)
+    names = sorted((name for name in columns if name.startswith("split")), key=lambda name: (name != "split_1", name))
+    if not names:
+        raise DataError(f"{path}: no column split_1 (or split...). Found {', '.join(columns)}.")
+    splits: dict[str, str] = {}
+    for patch_id, text in read_geopackage(path, ("patch_id", names[0])):
+        split = {"val": "valid", "validation": "valid"}.get(str(text).lower(), str(text).lower() if text else "")
+        if split not in ("train", "valid", "test", ""):
+            raise DataError(f"{path}: patch {patch_id}: {names[0]} is {text!r}, expected train, valid or test.")
+        if splits.setdefault(patch_id, split) != split:
+            raise DataError(f"{path}: patch {patch_id} is both {splits[patch_id]} and {split}.")
+    return splits
+
+
+def read_geopackage(path: Path, columns: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the rows of the first layer of a GeoPackage that has all `columns`.
+
+    Raises:
+        DataError: Missing file, not a GeoPackage, or no such layer.
+    """
+    found = _columns(path)
+    missing = [name for name in columns if name not in found]
+    if missing:
+        raise DataError(f"{path}: column {', '.join(missing)} is missing. Found {', '.join(found) or 'no layer'}.")
+    with _connect(path) as connection:
+        chosen = ", ".join(_quoted(name) for name in columns)
+        try:
+            return connection.execute(f"SELECT {chosen} FROM {_quoted(_layer(connection))}").fetchall()
+        except sqlite3.Error as error:
+            raise DataError(f"{path}: damaged GeoPackage: {error}.") from error
+
+
+def _columns(path: Path) -> list[str]:
+    with _connect(path) as connection:
+        try:
+            layer = _layer(connection)
+            return [row[1] for row in connection.execute(f"PRAGMA table_info({_quoted(layer)})")] if layer else []
+        except sqlite3.Error as error:
+            raise DataError(f"{path}: not a GeoPackage: {error}.") from error
+
+
+def _layer(connection: sqlite3.Connection) -> str:
+    """Name of the first layer with a column `patch_id`, else of the first layer."""
+    rows = connection.execute("SELECT table_name FROM gpkg_contents ORDER BY rowid").fetchall()
+    for (name,) in rows:
+        if any(column[1] == "patch_id" for column in connection.execute(f"PRAGMA table_info({_quoted(name)})")):
+            return str(name)
+    return str(rows[0][0]) if rows else ""
+
+
+class _connect:
+    """Opens a GeoPackage read-only, and closes it, which sqlite3's own context manager does not."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def __enter__(self) -> sqlite3.Connection:
+        path = self._path
+        try:
+            with path.open("rb") as stream:
+                magic = stream.read(len(_SQLITE_MAGIC))
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
+        if magic != _SQLITE_MAGIC:
+            raise DataError(f"{path}: not a GeoPackage (it does not start as an SQLite file).")
+        uri = f"file:{quote(str(path.resolve()))}?mode=ro&immutable=1"
+        self._connection = sqlite3.connect(uri, uri=True)
+        self._connection.execute("PRAGMA trusted_schema=OFF")
+        self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_CELL)
+        return self._connection
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
