@@ -1,1 +1,7 @@
+"""Training, prediction and evaluation on patches of a cube."""
 
+from __future__ import annotations
+
+from flairhub.training.run import TrainResult, train
+
+__all__ = ["TrainResult", "train"]

@@ -1,0 +1,93 @@
+"""Lightning checkpoints: what may be resumed, and how their weights come into a network."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from flairhub.errors import TrainingError, WeightsError
+from flairhub.training.folder import write_atomically
+from flairhub.training.module import STATE_KEY
+
+PREFIX = "model."
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint, loaded without running code from it.
+
+    Raises:
+        WeightsError: Missing, damaged, or not a checkpoint.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such checkpoint. Correct paths.ckpt_model_path.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        raise WeightsError(f"{path}: cannot be read as a checkpoint: {error}") from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise WeightsError(f"{path}: holds no state_dict; expected a checkpoint of Lightning.")
+    return content
+
+
+def check_resumable(path: Path, network: Mapping[str, Any], epochs: int) -> None:
+    """Check that training can go on from a checkpoint.
+
+    Args:
+        path: The checkpoint.
+        network: JSON of the configured network's spec.
+        epochs: Configured number of epochs.
+
+    Raises:
+        WeightsError: Missing or damaged.
+        TrainingError: It holds weights only, belongs to another network, or has done all epochs.
+    """
+    content = read_checkpoint(path)
+    state = content.get(STATE_KEY)
+    if state is None or not content.get("optimizer_states"):
+        raise TrainingError(
+            f"{path}: holds weights but no optimizer state of flairhub, so training cannot be resumed from it. Give "
+            "checkpoints/last.ckpt of a run, or set init_weights_only_from_ckpt: true to start from its weights."
+        )
+    if state["network"] != dict(network):
+        names = sorted(set(state["network"]) | set(network))
+        different = [name for name in names if state["network"].get(name) != network.get(name)]
+        details = "; ".join(
+            f"{name}: {state['network'].get(name)} there, {network.get(name)} here" for name in different
+        )
+        raise TrainingError(
+            f"{path}: belongs to another network than the configured one ({details}). Resume with the configuration "
+            "of that run."
+        )
+    if int(content.get("epoch", -1)) + 1 >= epochs:
+        raise TrainingError(
+            f"{path}: has finished epoch {int(content['epoch']) + 1} and hyperparams.num_epochs is {epochs}: nothing "
+            "is left to train. Raise num_epochs, or set tasks.train: false."
+        )
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Load the network's weights from a checkpoint of this run, strictly.
+
+    Raises:
+        WeightsError: Missing, damaged, or of another network.
+    """
+    state = read_checkpoint(path)["state_dict"]
+    weights = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
+def strip_optimizer(path: Path) -> None:
+    """Rewrite a checkpoint with weights only."""
+    content = read_checkpoint(path)
+    kept = {
+        name: value for name, value in content.items() if name not in ("optimizer_states", "lr_schedulers", "loops")
+    }
+    write_atomically(path, lambda partial: torch.save(kept, partial))

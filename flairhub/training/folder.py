@@ -1,0 +1,160 @@
+"""The folder of a run: where everything lies, and how it is written so that a killed run leaves no half files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from flairhub.errors import DataError, OutputExistsError
+from flairhub.tasks import Task
+
+PARTIAL = ".partial"
+"""Suffix of files that are being written."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Layout of `<out_folder>/<out_model_name>`; docs/training.md describes it.
+
+    Attributes:
+        root: The folder.
+    """
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """Resolved configuration."""
+        return self.root / "config.yaml"
+
+    @property
+    def inputs(self) -> Path:
+        """Copies of the split CSVs."""
+        return self.root / "inputs"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Lightning checkpoints, `best.ckpt` and `last.ckpt`."""
+        return self.root / "checkpoints"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """Checkpoint of the best epoch."""
+        return self.checkpoints / "best.ckpt"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """Checkpoint of the last finished epoch, to resume from."""
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def bundle(self) -> Path:
+        """Model of the best epoch."""
+        return self.root / "best.bundle"
+
+    @property
+    def logs(self) -> Path:
+        """TensorBoard events."""
+        return self.root / "logs"
+
+    @property
+    def history(self) -> Path:
+        """Scores per epoch, JSON."""
+        return self.root / "history.json"
+
+    @property
+    def metrics(self) -> Path:
+        """Test scores, JSON."""
+        return self.root / "metrics.json"
+
+    @property
+    def confusion(self) -> Path:
+        """Confusion matrices, `<task>.npy` and `<task>.csv`."""
+        return self.root / "confusion"
+
+    def predictions(self, task: Task | str) -> Path:
+        """Folder of a task's prediction rasters."""
+        return self.root / "predictions" / (task if isinstance(task, str) else task.label)
+
+    def clear_for_training(self, overwrite: bool) -> None:
+        """Make room for a new run.
+
+        Only what a run writes is removed; anything else in the folder stays.
+
+        Raises:
+            OutputExistsError: The folder holds results and overwriting was not asked for.
+        """
+        results = [
+            self.config,
+            self.inputs,
+            self.checkpoints,
+            self.bundle,
+            self.logs,
+            self.history,
+            self.metrics,
+            self.confusion,
+            self.root / "predictions",
+        ]
+        found = [path for path in results if path.exists()]
+        if found and not overwrite:
+            raise OutputExistsError(
+                f"{self.root}: holds results of an earlier run ({', '.join(path.name for path in found)}). Choose "
+                "another paths.out_model_name, pass --overwrite to replace it, or resume with "
+                f"tasks.train_tasks.resume_training_from_ckpt and paths.ckpt_model_path: {self.last_checkpoint}."
+            )
+        _remove(found)
+
+    def clear_for_prediction(self, tasks: Iterable[Task], overwrite: bool) -> None:
+        """Make room for new prediction rasters.
+
+        Raises:
+            OutputExistsError: There are some and overwriting was not asked for.
+        """
+        folders = [self.predictions(task) for task in tasks]
+        found = [folder for folder in folders if folder.exists() and any(folder.iterdir())]
+        if found and not overwrite:
+            raise OutputExistsError(
+                f"{found[0]}: holds predictions already. Pass --overwrite to replace them, or set "
+                "tasks.metrics_only: true to score them."
+            )
+        _remove(found)
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file under a temporary name and rename it when it is complete.
+
+    Args:
+        path: Final name; its folder is made.
+        write: Writes to the path it is given.
+
+    Raises:
+        DataError: The file system refuses.
+    """
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(partial)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise DataError(f"{path}: cannot be written: {error}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    write_atomically(path, lambda partial: _write(partial, text))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

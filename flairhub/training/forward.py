@@ -1,0 +1,55 @@
+"""One forward pass from a prepared batch to logits on the label grids: for training, validation and prediction."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flairhub.data import PreparedBatch
+from flairhub.tasks import IGNORE_INDEX
+
+
+def network_output(
+    network: nn.Module, batch: PreparedBatch, aux: bool = False
+) -> tuple[dict[str, Tensor], dict[tuple[str, str], Tensor]]:
+    """Run the network.
+
+    Args:
+        network: See `flairhub.models.Network`.
+        batch: On the network's device.
+        aux: Also return the auxiliary heads' logits.
+
+    Returns:
+        Logits by task and by (modality, task), (patch, class, y, x) on the grid of the task's label where the batch
+        has one.
+    """
+    sizes = {name: (target.shape[-2], target.shape[-1]) for name, target in batch.targets.items()}
+    finest = max(sizes.values(), default=None)
+    output = network(batch.inputs, batch.dates, batch.masks, size=finest, aux=aux)
+    logits = {task: _resized(values, sizes.get(task)) for task, values in output.logits.items()}
+    heads = {key: _resized(values, sizes.get(key[1])) for key, values in output.aux.items()}
+    return logits, heads
+
+
+def _resized(logits: Tensor, size: tuple[int, int] | None) -> Tensor:
+    if size is None or tuple(logits.shape[-2:]) == size:
+        return logits
+    return functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
+def batch_confusion(logits: Tensor, target: Tensor) -> Tensor:
+    """Count pairs of truth and prediction on the device; `flairhub.confusion` gives the same for arrays.
+
+    Args:
+        logits: (patch, class, y, x).
+        target: (patch, y, x) class indices, 255 = ignore.
+
+    Returns:
+        (class, class) int64, rows = truth.
+    """
+    n_classes = logits.shape[1]
+    truth = target.long()
+    counted = truth != IGNORE_INDEX
+    pairs = truth[counted] * n_classes + logits.argmax(dim=1)[counted]
+    return torch.bincount(pairs, minlength=n_classes * n_classes).reshape(n_classes, n_classes)

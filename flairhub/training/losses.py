@@ -1,0 +1,170 @@
+"""Weighted cross entropy over tasks and auxiliary heads.
+
+Losses come in pieces: sums and weights per class. The training loss of a batch divides them at once; the validation
+loss adds the pieces of all batches first, so it does not depend on how patches were batched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flairhub.tasks import IGNORE_INDEX, Task
+
+
+@dataclass(frozen=True)
+class TaskObjective:
+    """What one task adds to the loss.
+
+    Attributes:
+        task: The task.
+        weight: Factor of its loss.
+        class_weights: (class,) float32; 0 = ignored class.
+        aux_class_weights: By modality with an auxiliary head, (class,) float32.
+    """
+
+    task: Task
+    weight: float
+    class_weights: NDArray[np.float32] = field(repr=False)
+    aux_class_weights: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, repr=False)
+
+    @property
+    def ignored(self) -> tuple[int, ...]:
+        """Classes of weight 0: neither trained on nor scored."""
+        return tuple(np.flatnonzero(self.class_weights == 0).tolist())
+
+
+def weighted_cross_entropy(logits: Tensor, target: Tensor, class_weights: Tensor) -> Tensor:
+    """Mean of the pixels' cross entropy, weighted by their class.
+
+    Args:
+        logits: (patch, class, y, x).
+        target: (patch, y, x) class indices, 255 = ignore.
+        class_weights: (class,) float32.
+
+    Returns:
+        Scalar; 0 with zero gradient when no pixel has weight.
+    """
+    truth = target.long()
+    total = functional.cross_entropy(logits.float(), truth, class_weights, ignore_index=IGNORE_INDEX, reduction="sum")
+    weight = _padded(class_weights)[truth].sum()
+    return total / torch.where(weight > 0, weight, torch.ones_like(weight))
+
+
+def _padded(class_weights: Tensor) -> Tensor:
+    """(256,) weights by label value; 0 where there is no class."""
+    return functional.pad(class_weights, (0, IGNORE_INDEX + 1 - len(class_weights)))
+
+
+@dataclass(frozen=True)
+class ClassLoss:
+    """Additive pieces of a task's cross entropy.
+
+    Attributes:
+        total: (class,) float64, sum of the cross entropy of the pixels of each true class.
+        count: (class,) int64, pixels.
+    """
+
+    total: Tensor
+    count: Tensor
+
+    def __add__(self, other: ClassLoss) -> ClassLoss:
+        return ClassLoss(self.total + other.total, self.count + other.count)
+
+    def mean(self, class_weights: NDArray[np.float32]) -> float:
+        """Weighted mean over all pixels; NaN when no pixel has weight."""
+        weights = np.asarray(class_weights, dtype=np.float64)
+        count = self.count.cpu().numpy()
+        weight = float((weights * count).sum())
+        return float((weights * self.total.cpu().numpy()).sum()) / weight if weight else float("nan")
+
+    def per_class(self) -> NDArray[np.float64]:
+        """(class,) mean cross entropy of each class; NaN where it has no pixel."""
+        count = self.count.cpu().numpy()
+        return np.divide(self.total.cpu().numpy(), count, out=np.full(len(count), np.nan), where=count > 0)
+
+
+def class_loss(logits: Tensor, target: Tensor) -> ClassLoss:
+    """Sum the cross entropy of every class.
+
+    Args:
+        logits: (patch, class, y, x).
+        target: (patch, y, x) class indices, 255 = ignore.
+    """
+    n_classes = logits.shape[1]
+    truth = target.long()
+    losses = functional.cross_entropy(logits.float(), truth, ignore_index=IGNORE_INDEX, reduction="none")
+    counted = truth != IGNORE_INDEX
+    truth, losses = truth[counted], losses[counted].double()
+    return ClassLoss(
+        torch.bincount(truth, weights=losses, minlength=n_classes), torch.bincount(truth, minlength=n_classes)
+    )
+
+
+class Criterion(nn.Module):
+    """Sum over tasks of weight * (cross entropy + mean over auxiliary heads of aux_weight * cross entropy)."""
+
+    def __init__(self, objectives: tuple[TaskObjective, ...], aux_weight: float = 1.0):
+        """Keep the class weights as buffers that follow the module's device.
+
+        Args:
+            objectives: One per task.
+            aux_weight: Factor of the auxiliary part.
+        """
+        super().__init__()
+        self.objectives, self.aux_weight = objectives, aux_weight
+        for i, objective in enumerate(objectives):
+            weights = {"main": objective.class_weights, **objective.aux_class_weights}
+            for name, values in weights.items():
+                # Modality names hold no dots, so they may name buffers.
+                self.register_buffer(f"w{i}:{name}", torch.from_numpy(np.array(values)), persistent=False)
+
+    def forward(
+        self, logits: Mapping[str, Tensor], aux: Mapping[tuple[str, str], Tensor], targets: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss and its parts.
+
+        Args:
+            logits: By task, (patch, class, y, x) on the task's label grid.
+            aux: By (modality, task), likewise.
+            targets: By task, (patch, y, x) uint8, 255 = ignore.
+
+        Returns:
+            Scalar with gradient; detached scalars by `<task>` and `<task>/aux_<modality>`.
+        """
+        loss: Tensor | float = 0.0
+        parts: dict[str, Tensor] = {}
+        for i, objective in enumerate(self.objectives):
+            name = objective.task.label
+            part = weighted_cross_entropy(logits[name], targets[name], self.get_buffer(f"w{i}:main"))
+            parts[name] = part.detach()
+            heads = [modality for modality, task in aux if task == name]
+            for modality in heads:
+                weights = self.get_buffer(f"w{i}:{modality}")
+                aux_part = weighted_cross_entropy(aux[modality, name], targets[name], weights)
+                parts[f"{name}/aux_{modality}"] = aux_part.detach()
+                part = part + self.aux_weight * aux_part / len(heads)
+            loss = loss + objective.weight * part
+        assert isinstance(loss, Tensor)
+        return loss, parts
+
+    def has_weight(self, targets: Mapping[str, Tensor]) -> bool:
+        """True when some pixel counts: tells batches to train on from batches to skip.
+
+        Args:
+            targets: By task, (patch, y, x) uint8 on the CPU.
+        """
+        for objective in self.objectives:
+            counts = np.zeros(IGNORE_INDEX + 1, dtype=bool)
+            counts[: len(objective.class_weights)] = objective.class_weights > 0
+            values = targets[objective.task.label].numpy().reshape(-1)
+            # Almost every batch is settled by a sparse look.
+            if objective.weight > 0 and (counts[values[::101]].any() or counts[values].any()):
+                return True
+        return False

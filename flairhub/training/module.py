@@ -1,0 +1,281 @@
+"""What Lightning runs: one training step, one validation step, and what is remembered between them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flairhub.confusion import strict_scores
+from flairhub.data import Batch, Preparation, PreparedBatch, dihedral_codes, prepare_batch
+from flairhub.errors import TrainingError
+from flairhub.training.forward import batch_confusion, network_output
+from flairhub.training.losses import ClassLoss, Criterion, class_loss
+from flairhub.training.optimizers import OptimizerChoice
+from flairhub.training.schedules import Plateau, Schedule
+
+logger = logging.getLogger(__name__)
+
+STATE_KEY = "flairhub"
+"""Where a checkpoint keeps what is ours: network, plateau state, history, counters."""
+
+
+@dataclass(frozen=True)
+class LearningPlan:
+    """Everything a training needs besides network and data.
+
+    Attributes:
+        preparations: By modality, the ones the loaders were made with.
+        optimizer: Which optimizer.
+        schedule: Learning rate by step.
+        patch_ids: Ids by cube position, for messages.
+        augment: Apply the symmetries of the square to training patches.
+        seed: Seed of augmentation, dropout and modality dropout.
+        log_every: Steps between two entries in the log.
+        network: JSON of the network's spec, kept in checkpoints to refuse those of another one.
+    """
+
+    preparations: Mapping[str, Preparation]
+    optimizer: OptimizerChoice
+    schedule: Schedule
+    patch_ids: list[str] = field(repr=False)
+    augment: bool = False
+    seed: int = 0
+    log_every: int = 10
+    network: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A prepared batch and what was learnt about it on the CPU.
+
+    Attributes:
+        batch: Network input and truth on the device.
+        has_weight: Some pixel counts in the loss.
+        waited_s: Seconds the loop waited for the loader.
+    """
+
+    batch: PreparedBatch
+    has_weight: bool
+    waited_s: float
+
+
+class SegmentationModule(pl.LightningModule):
+    """Trains and validates a network.
+
+    Attributes:
+        model: The network; its weights have the prefix `model.` in checkpoints, as in the published ones.
+        history: One entry per finished epoch: step, losses, scores, learning rate.
+        skipped_batches: Training batches without any pixel that counts.
+    """
+
+    def __init__(self, network: nn.Module, criterion: Criterion, plan: LearningPlan):
+        """Wrap a network; nothing is computed."""
+        super().__init__()
+        self.model, self.criterion, self.plan = network, criterion, plan
+        self.plateau = Plateau()
+        self.history: list[dict[str, Any]] = []
+        self.skipped_batches = 0
+        self._loss_sum, self._loss_count = 0.0, 0
+        self._unchecked: list[tuple[Tensor, Tensor]] = []
+        self._confusion: dict[str, Tensor] = {}
+        self._losses: dict[tuple[str, str], ClassLoss] = {}
+        self._last_start = perf_counter()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return the optimizer; its rate is set before every step."""
+        return self.plan.optimizer.build([p for p in self.model.parameters() if p.requires_grad])
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Step:
+        """Look at the labels while they are on the CPU, then move, normalise and augment on the device."""
+        codes = None
+        if self.plan.augment and self.trainer.training:
+            codes = dihedral_codes(batch.index.numpy(), self.plan.seed, self.current_epoch)
+        has_weight = self.criterion.has_weight(batch.targets)
+        return Step(prepare_batch(batch, self.plan.preparations, device, codes), has_weight, batch.waited_s)
+
+    # --- training
+
+    def on_train_epoch_start(self) -> None:
+        """Start the sums of the epoch."""
+        self._loss_sum, self._loss_count = 0.0, 0
+
+    def on_train_batch_start(self, batch: Step, batch_idx: int) -> None:
+        """Set learning rate and random state: both follow from the step, so resuming needs neither."""
+        step = self.trainer.global_step
+        rate = self.plan.schedule.rate(step, self.plateau)
+        for group in self.optimizers(use_pl_optimizer=False).param_groups:  # type: ignore[union-attr]
+            group["lr"] = rate
+        torch.manual_seed(step_seed(self.plan.seed, step, self.global_rank))
+
+    def training_step(self, batch: Step, batch_idx: int) -> Tensor | None:
+        """Return the loss, or None for a batch in which no pixel counts."""
+        if not batch.has_weight:
+            self.skipped_batches += 1
+            logger.info("skipped a batch without a labelled pixel of a class with weight")
+            if self.trainer.world_size == 1:
+                return None
+        prepared = batch.batch
+        logits, aux = network_output(self.model, prepared, aux=True)
+        loss, parts = self.criterion(logits, aux, prepared.targets)
+        self._unchecked.append((loss.detach(), prepared.index))
+        if self.device.type == "cpu" or len(self._unchecked) >= self.plan.log_every:
+            self._check_losses()
+        self._log_step(batch, loss, parts)
+        return loss
+
+    def _check_losses(self) -> None:
+        """Add up the losses since the last look; a look waits for the device.
+
+        Raises:
+            TrainingError: One is NaN or infinite; names the patches of its batch.
+        """
+        for loss, index in self._unchecked:
+            value = float(loss)
+            if not np.isfinite(value):
+                ids = ", ".join(self.plan.patch_ids[i] for i in index.tolist())
+                raise TrainingError(
+                    f"epoch {self.current_epoch}: the loss is {value} for the batch of patches {ids}. Checkpoints of "
+                    "earlier epochs are kept. Lower hyperparams.learning_rate or look at these patches."
+                )
+            self._loss_sum, self._loss_count = self._loss_sum + value, self._loss_count + 1
+        self._unchecked.clear()
+
+    def _log_step(self, batch: Step, loss: Tensor, parts: Mapping[str, Tensor]) -> None:
+        step, now = self.trainer.global_step, perf_counter()
+        if step % self.plan.log_every == 0 and self.logger is not None:
+            elapsed = max(now - self._last_start, 1e-9)
+            values = {
+                "train/loss_step": float(loss),
+                "lr": self.plan.schedule.rate(step, self.plateau),
+                "loader_wait": batch.waited_s,
+                "samples_per_s": len(batch.batch) * self.trainer.world_size / elapsed,
+                **{f"train/{name}": float(value) for name, value in parts.items()},
+            }
+            self.logger.log_metrics(values, step=step)
+        self._last_start = perf_counter()
+
+    # --- validation: once per epoch, every patch once
+
+    def on_validation_epoch_start(self) -> None:
+        """Check the last training losses and empty the sums."""
+        self._check_losses()
+        self._confusion, self._losses = {}, {}
+
+    def validation_step(self, batch: Step, batch_idx: int) -> None:
+        """Add the batch to confusion matrices and loss sums."""
+        prepared = batch.batch
+        logits, aux = network_output(self.model, prepared, aux=True)
+        for objective in self.criterion.objectives:
+            name = objective.task.label
+            target = prepared.targets[name]
+            counts = batch_confusion(logits[name], target)
+            self._confusion[name] = self._confusion[name] + counts if name in self._confusion else counts
+            self._add_loss(name, "main", logits[name], target)
+            for modality, task in aux:
+                if task == name:
+                    self._add_loss(name, modality, aux[modality, task], target)
+
+    def _add_loss(self, task: str, head: str, logits: Tensor, target: Tensor) -> None:
+        piece, key = class_loss(logits, target), (task, head)
+        self._losses[key] = self._losses[key] + piece if key in self._losses else piece
+
+    def on_validation_epoch_end(self) -> None:
+        """Turn the sums of all batches and ranks into scores; update the plateau rule and the history."""
+        self._reduce_sums()
+        entry: dict[str, Any] = {"epoch": self.current_epoch, "step": self.trainer.global_step}
+        entry["lr"] = self.plan.schedule.rate(max(self.trainer.global_step - 1, 0), self.plateau)
+        entry["train_loss"] = self._loss_sum / self._loss_count if self._loss_count else float("nan")
+        entry["val_loss"] = self._validation_loss()
+        mious = []
+        for objective in self.criterion.objectives:
+            name = objective.task.label
+            scores = strict_scores(self._confusion[name].cpu().numpy(), objective.ignored)
+            mious.append(scores.mean("iou"))
+            entry[f"val_miou/{name}"] = mious[-1]
+            self._log_classes(objective.task.names, name, scores.classes, scores.iou)
+        entry["val_miou"] = float(np.mean(mious))
+        if np.isnan(entry["val_miou"]) or np.isnan(entry["val_loss"]):
+            raise TrainingError(
+                "validation: no pixel of the validation patches has a class with weight. Choose other patches in "
+                "paths.val_csv or look at labels_configs.value_weights."
+            )
+        self.plateau = self.plan.schedule.after_validation(self.trainer.global_step, entry["val_loss"], self.plateau)
+        self.history = [*self.history, entry]
+        names = ("train_loss", "val_loss", "val_miou", *(key for key in entry if key.startswith("val_miou/")))
+        self.log_dict({name: entry[name] for name in names}, prog_bar=False, sync_dist=False)
+        logger.info(
+            "epoch %(epoch)d: train_loss %(train_loss).4f val_loss %(val_loss).4f val_miou %(val_miou).4f", entry
+        )
+
+    def _reduce_sums(self) -> None:
+        if self.trainer.world_size == 1:
+            return
+
+        def summed(values: Tensor) -> Tensor:
+            return self.trainer.strategy.reduce(values, reduce_op="sum")  # type: ignore[return-value]
+
+        self._confusion = {name: summed(counts) for name, counts in self._confusion.items()}
+        self._losses = {key: ClassLoss(summed(loss.total), summed(loss.count)) for key, loss in self._losses.items()}
+        sums = summed(torch.tensor([self._loss_sum, float(self._loss_count)], dtype=torch.float64, device=self.device))
+        self._loss_sum, self._loss_count = float(sums[0]), int(sums[1])
+
+    def _validation_loss(self) -> float:
+        """The training objective over the whole validation set; parts without a weighted pixel are left out."""
+        total = 0.0
+        usable = False
+        for objective in self.criterion.objectives:
+            name = objective.task.label
+            main = self._losses[name, "main"].mean(objective.class_weights)
+            heads = [head for task, head in self._losses if task == name and head != "main"]
+            aux = [self._losses[name, head].mean(objective.aux_class_weights[head]) for head in heads]
+            if not np.isnan(main):
+                usable = True
+                total += objective.weight * main
+            total += objective.weight * sum(
+                self.criterion.aux_weight * value / len(aux) for value in aux if not np.isnan(value)
+            )
+        return total if usable else float("nan")
+
+    def _log_classes(self, names: tuple[str, ...], task: str, classes: tuple[int, ...], iou: Any) -> None:
+        if self.logger is None:
+            return
+        losses = self._losses[task, "main"].per_class()
+        values = {f"val_iou/{task}/{names[c]}": float(iou[i]) for i, c in enumerate(classes)}
+        values |= {f"val_loss/{task}/{names[c]}": float(losses[c]) for c in classes}
+        finite = {name: value for name, value in values.items() if np.isfinite(value)}
+        self.logger.log_metrics(finite, step=self.trainer.global_step)
+
+    # --- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what is ours, in plain types that a safe load accepts."""
+        self._check_losses()
+        checkpoint[STATE_KEY] = {
+            "network": dict(self.plan.network),
+            "plateau": self.plateau.to_json(),
+            "history": self.history,
+            "skipped_batches": self.skipped_batches,
+            "loss_sum": self._loss_sum,
+            "loss_count": self._loss_count,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take back what `on_save_checkpoint` added."""
+        state = checkpoint[STATE_KEY]
+        self.plateau = Plateau(**state["plateau"])
+        self.history = list(state["history"])
+        self.skipped_batches = int(state["skipped_batches"])
+        self._loss_sum, self._loss_count = float(state["loss_sum"]), int(state["loss_count"])
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Return the random seed of one training step of one process."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))

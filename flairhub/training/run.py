@@ -1,0 +1,328 @@
+"""One run: ingest when needed, train, predict, score, as the configuration's `tasks` say."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+from flairhub import __version__
+from flairhub.config import TrainConfig, resolved_yaml
+from flairhub.cube import Cube, open_cube
+from flairhub.data import BatchLoader
+from flairhub.errors import TrainingError, WeightsError
+from flairhub.models import Network, build_network, load_model, save_bundle
+from flairhub.progress import Progress, silent
+from flairhub.training.checkpoints import load_weights
+from flairhub.training.evaluate import ConfusionSums, metrics_report, score_files, write_report
+from flairhub.training.fit import build_trainer, quiet_lightning, resolve_precision, run_fit
+from flairhub.training.folder import RunFolder, write_text
+from flairhub.training.losses import Criterion
+from flairhub.training.module import LearningPlan, SegmentationModule
+from flairhub.training.predict import predict_patches
+from flairhub.training.raster import label_grid, prediction_name, write_prediction
+from flairhub.training.setup import Setup, read_setup
+from flairhub.training.splits import split_indices, warn_of_overlap
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run left.
+
+    Attributes:
+        folder: The run's folder.
+        cube: The cube that was used.
+        bundle: Model of the best epoch; None when nothing was trained.
+        history: One entry per epoch: losses, scores, learning rate.
+        metrics: Content of metrics.json; empty without prediction or scoring.
+        metrics_path: metrics.json, None without.
+        predictions: By task, folder of the prediction rasters, where they were written.
+        skipped_batches: Training batches without any pixel that counts.
+        seconds: Wall time by phase: ingest, train, predict, score.
+    """
+
+    folder: Path
+    cube: Path
+    bundle: Path | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    metrics_path: Path | None = None
+    predictions: Mapping[str, Path] = field(default_factory=dict)
+    skipped_batches: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+def train(
+    config: TrainConfig,
+    *,
+    cube: str | Path | Cube | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Train, predict and score as the configuration's `tasks` say.
+
+    Args:
+        config: From `load_train_config`.
+        cube: Where the patches are. Without it `paths.cube`; what is not there yet is ingested first.
+        overwrite: Replace the results of an earlier run in the same folder.
+        progress: Told about ingest, training steps and predicted patches. Without it and on a terminal,
+            `saving.enable_progress_bar` shows Lightning's own bar.
+
+    Returns:
+        Scores and paths.
+
+    Raises:
+        OutputExistsError: The run's folder holds results and `overwrite` is False.
+        CubeError: The cube is missing, incomplete, or lacks what the configuration needs.
+        DataError: Patches, labels or prediction rasters are not what they should be.
+        WeightsError: A checkpoint or pretrained weights are missing or do not fit.
+        TrainingError: Training or scoring cannot go on.
+    """
+    setup = read_setup(config)
+    report = progress or silent
+    if progress is not None:
+        setup = replace(setup, fit=replace(setup.fit, bar=False))
+        report = _training_steps_hidden(progress) if not config.saving.enable_progress_bar else progress
+    main = _is_main()
+    if main:
+        _check_outputs(setup, overwrite)
+    _check_weights(setup)
+    seconds: dict[str, float] = {}
+    opened = _timed(seconds, "ingest", lambda: _open_or_ingest(config, setup, cube, report))
+    setup = setup.for_cube(opened)
+    if main and not setup.phases.score_files:
+        _write_inputs(config, setup)
+    result = TrainResult(setup.folder.root, Path(str(opened.path)), seconds=seconds)
+    if setup.phases.train:
+        network, result = _timed(seconds, "train", lambda: _train(setup, opened, result, report))
+    elif setup.phases.predict:
+        network = _load_for_prediction(setup)
+    if not main:
+        return result
+    if setup.phases.predict:
+        sums = _timed(seconds, "predict", lambda: _predict(setup, opened, network, report))
+    elif setup.phases.score_files:
+        indices = split_indices(opened, "test", setup.csvs["test"])
+        sums = _timed(seconds, "score", lambda: score_files(opened, indices, setup.tasks, setup.folder, report))
+    else:
+        return result
+    return _with_scores(setup, result, sums)
+
+
+def _is_main() -> bool:
+    """True in the process that writes files; Lightning starts the others with their rank in the environment."""
+    return getattr(rank_zero_only, "rank", None) in (None, 0)
+
+
+def _check_outputs(setup: Setup, overwrite: bool) -> None:
+    if setup.phases.train and not setup.phases.resume:
+        setup.folder.clear_for_training(overwrite)
+    elif setup.phases.predict and setup.phases.write_files:
+        setup.folder.clear_for_prediction(setup.tasks, overwrite or setup.phases.train)
+
+
+def _check_weights(setup: Setup) -> None:
+    """Fail before long work when weights that will be needed are not there."""
+    phases, path = setup.phases, setup.checkpoint
+    key = "paths.ckpt_model_path"
+    if phases.train and phases.resume:
+        reason = "resume_training_from_ckpt is true"
+    elif phases.train and phases.init_weights:
+        reason = "init_weights_only_from_ckpt is true"
+    elif phases.predict and not phases.train:
+        reason = "tasks.predict is true without tasks.train"
+    else:
+        return
+    if path is None:
+        raise WeightsError(f"{key}: not given, but {reason}. Give a bundle or a checkpoint.")
+    if not path.exists():
+        raise WeightsError(f"{key}: {path} does not exist, but {reason}. Correct the path.")
+
+
+def _open_or_ingest(config: TrainConfig, setup: Setup, cube: str | Path | Cube | None, progress: Progress) -> Cube:
+    if isinstance(cube, Cube):
+        return cube
+    if cube is not None:
+        return open_cube(cube)
+    place = config.paths.cube or str(setup.folder.root.with_name(setup.folder.root.name + ".zarr"))
+    if not _is_main() or (config.paths.cube and "://" in place):
+        return open_cube(place)
+    from flairhub.ingest import ingest
+
+    logger.warning("no cube given: ingesting to %s (what is there already is kept)", place)
+    ingest(config, cube=place, progress=progress)
+    return open_cube(place)
+
+
+def _write_inputs(config: TrainConfig, setup: Setup) -> None:
+    write_text(setup.folder.config, resolved_yaml(config))
+    if config.saving.cp_csv_and_conf_to_output:
+        setup.folder.inputs.mkdir(parents=True, exist_ok=True)
+        for split, csv in setup.csvs.items():
+            if csv is not None and csv.is_file():
+                shutil.copyfile(csv, setup.folder.inputs / f"{split}.csv")
+
+
+def _train(setup: Setup, cube: Cube, result: TrainResult, progress: Progress) -> tuple[Network, TrainResult]:
+    splits = {split: split_indices(cube, split, setup.csvs[split]) for split in ("train", "valid")}
+    if setup.phases.predict:
+        warn_of_overlap(cube, {**splits, "test": split_indices(cube, "test", setup.csvs["test"])})
+    else:
+        warn_of_overlap(cube, splits)
+    torch.manual_seed(setup.seed)
+    network = _initial_network(setup)
+    with quiet_lightning():
+        trainer = build_trainer(setup.fit, setup.folder, progress)
+        ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}
+        pin = trainer.strategy.root_device.type == "cuda"
+        training = setup.loader(cube, splits["train"], shuffle=True, drop_last=True, pin_memory=pin, **ranks)
+        validation = setup.loader(cube, splits["valid"], pin_memory=pin, **ranks)
+        if not len(training):
+            raise TrainingError(f"{training.n_samples} training patches for {trainer.world_size} processes: too few.")
+        schedule = replace(setup.schedule, total_steps=len(training) * setup.fit.epochs)
+        plan = LearningPlan(
+            preparations=setup.preparations,
+            optimizer=setup.optimizer,
+            schedule=schedule,
+            patch_ids=cube.patch_ids,
+            augment=setup.augment,
+            seed=setup.seed,
+            log_every=setup.fit.log_every,
+            network=json.loads(json.dumps(setup.spec.to_json())),
+        )
+        module = SegmentationModule(network, Criterion(setup.objectives, setup.aux_weight), plan)
+        resume = setup.checkpoint if setup.phases.resume else None
+        run_fit(trainer, module, (training, validation), setup.folder, setup.fit, resume)
+    return network, _finish_training(setup, cube, trainer, module, result)
+
+
+def _finish_training(
+    setup: Setup, cube: Cube, trainer: pl.Trainer, module: SegmentationModule, result: TrainResult
+) -> TrainResult:
+    """Turn the best checkpoint into a bundle; the network is left with the best weights."""
+    network, folder = cast(Network, module.model), setup.folder
+    if not trainer.is_global_zero:
+        return result
+    load_weights(network, folder.best_checkpoint)
+    key = setup.fit.monitor
+    best = (max if setup.fit.mode == "max" else min)(module.history, key=lambda entry: entry[key])
+    save_bundle(
+        folder.bundle,
+        network,
+        preparations=dict(setup.preparations),
+        tasks=setup.tasks,
+        ref_date=setup.ref_date,
+        bands={name: list(cube.info(name)["bands"]) for name in setup.preparations},
+        training={
+            "flairhub_version": __version__,
+            "config_sha256": setup.config_hash,
+            "epoch": best["epoch"],
+            "step": best["step"],
+            **{name: best[name] for name in ("train_loss", "val_loss", "val_miou")},
+        },
+    )
+    return replace(result, bundle=folder.bundle, history=module.history, skipped_batches=module.skipped_batches)
+
+
+def _initial_network(setup: Setup) -> Network:
+    phases = setup.phases
+    fresh = not (phases.resume or phases.init_weights)
+    network = build_network(setup.spec, pretrained=setup.pretrained if fresh else False)
+    if phases.init_weights:
+        assert setup.checkpoint is not None
+        _copy_weights(setup.checkpoint, _network_from(setup, setup.checkpoint), network)
+    return network
+
+
+def _network_from(setup: Setup, path: Path) -> Network:
+    """Return the configured network with the weights of a bundle, a checkpoint or published weights."""
+    if path.is_dir():
+        model = load_model(path)
+        if replace(model.spec, modality_dropout={}, sizes={}) != replace(setup.spec, modality_dropout={}, sizes={}):
+            raise WeightsError(
+                f"{path}: is a bundle of another network ({model.spec}) than the configured one ({setup.spec}). "
+                "Use the configuration it was trained with."
+            )
+        return model.network
+    from flairhub.models import load_published
+
+    return load_published(path, setup.spec)
+
+
+def _copy_weights(path: Path, source: Network, target: Network) -> None:
+    try:
+        target.load_state_dict(source.state_dict())
+    except RuntimeError as error:
+        raise WeightsError(f"{path}: its weights do not fit patches of another size: {error}") from error
+
+
+def _load_for_prediction(setup: Setup) -> Network:
+    assert setup.checkpoint is not None
+    path = setup.checkpoint
+    if path.is_dir():
+        model = load_model(path)
+        differing = [name for name, value in setup.preparations.items() if model.preparations.get(name) != value]
+        if differing:
+            raise WeightsError(
+                f"{path}: was trained with another preparation of {', '.join(differing)} than the configured one: "
+                f"{[model.preparations.get(name) for name in differing]} there, "
+                f"{[setup.preparations[name] for name in differing]} here. Use the configuration it was trained with."
+            )
+    return _network_from(setup, path)
+
+
+def _predict(setup: Setup, cube: Cube, network: Network, progress: Progress) -> ConfusionSums:
+    indices = split_indices(cube, "test", setup.csvs["test"])
+    device = "cuda" if setup.fit.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+    precision = resolve_precision(setup.fit.precision, "gpu" if device == "cuda" else "cpu")
+    loader: BatchLoader = setup.loader(cube, indices, pin_memory=device == "cuda")
+    sums = ConfusionSums(setup.tasks)
+    for prediction in predict_patches(
+        network, loader, setup.preparations, device=device, precision=precision, progress=progress
+    ):
+        domain = str(cube.patches.domain[prediction.index])
+        for task in setup.tasks:
+            name, classes = task.label, prediction.classes[task.label]
+            sums.add(name, domain, prediction.truth[name], classes)
+            if setup.phases.write_files:
+                grid = label_grid(cube, prediction.index, name) if setup.phases.georeference else None
+                path = setup.folder.predictions(task) / prediction_name(cube, prediction.index, name)
+                write_prediction(path, classes, task, grid)
+    return sums
+
+
+def _with_scores(setup: Setup, result: TrainResult, sums: ConfusionSums) -> TrainResult:
+    folder: RunFolder = setup.folder
+    model = {"config_sha256": setup.config_hash, "flairhub_version": __version__}
+    report = metrics_report(sums, setup.objectives, split="test", **model)
+    write_report(folder, report, sums, setup.tasks)
+    written = {task.label: folder.predictions(task) for task in setup.tasks if folder.predictions(task).is_dir()}
+    return replace(result, metrics=report, metrics_path=folder.metrics, predictions=written)
+
+
+def _training_steps_hidden(progress: Progress) -> Progress:
+    def report(stage: str, done: int, total: int) -> None:
+        if not stage.startswith("train"):
+            progress(stage, done, total)
+
+    return report
+
+
+def _timed(seconds: dict[str, float], phase: str, work: Any) -> Any:
+    start = perf_counter()
+    found = work()
+    seconds[phase] = perf_counter() - start
+    return found
