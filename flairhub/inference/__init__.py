@@ -1,1 +1,19 @@
+"""Zonal inference: windows, lazy prediction over dask, maps on disk."""
 
+from flairhub.inference.configured import open_zone, run_zonal, zone_model
+from flairhub.inference.lazy import predict_zone
+from flairhub.inference.run import MapFile, ZonalResult, write_zone
+from flairhub.inference.zone import RasterRequest, Zone, build_zone
+
+__all__ = [
+    "MapFile",
+    "RasterRequest",
+    "ZonalResult",
+    "Zone",
+    "build_zone",
+    "open_zone",
+    "predict_zone",
+    "run_zonal",
+    "write_zone",
+    "zone_model",
+]

@@ -1,0 +1,77 @@
+"""`flairhub zonal`: map a zone with a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from flairhub.inference import ZonalResult
+
+
+@click.command("zonal", short_help="Map a zone (whole rasters) with a model.")
+@click.option("--config", "config_path", required=True, type=click.Path(), help="Zonal YAML.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key; may be repeated.")
+@click.option("--overwrite", is_flag=True, help="Replace existing maps and other unfinished work.")
+@click.option("--resume/--no-resume", default=True, show_default=True, help="Continue a killed run.")
+@click.option("--workers", type=click.IntRange(min=1), help="Threads (or processes) beside the network.")
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="threads (default), processes (local dask workers), or a dask scheduler such as tcp://host:8786.",
+)
+def command(
+    config_path: str,
+    overrides: tuple[str, ...],
+    overwrite: bool,
+    resume: bool,
+    workers: int | None,
+    scheduler: str | None,
+) -> None:
+    """Map a zone: whole rasters in, one GeoTIFF or COG per task out.
+
+    Windows overlap by the configured margin, every pixel is computed once. A killed run continues where it stopped;
+    the maps appear under their names only complete and read back.
+
+    \b
+    Example:
+      flairhub zonal --config zonal.yaml
+      flairhub zonal --config zonal.yaml --set output_type=class_prob --workers 4
+      flairhub zonal --config zonal.yaml --scheduler tcp://10.0.0.1:8786
+    """
+    from flairhub.cli.console import progress_bar
+    from flairhub.config import load_zonal_config
+    from flairhub.inference import run_zonal
+
+    config = load_zonal_config(config_path, overrides)
+    with progress_bar() as progress:
+        result = run_zonal(
+            config, overwrite=overwrite, resume=resume, workers=workers, scheduler=scheduler, progress=progress
+        )
+    _show(result)
+
+
+def _show(result: ZonalResult) -> None:
+    from rich.table import Table
+
+    from flairhub.cli.console import console
+
+    table = Table("task", "size", "classes (share of the mapped pixels)")
+    for file in result.maps:
+        ranked = sorted(file.shares.items(), key=lambda row: -row[1])
+        shown = [f"{name} {share:.1%}" for name, share in ranked[:6]]
+        if len(ranked) > 6:
+            shown.append(f"{len(ranked) - 6} more {sum(share for _, share in ranked[6:]):.1%}")
+        table.add_row(file.task, f"{file.size_bytes / 1e6:.2f} MB", ", ".join(shown) or "no data")
+    console.print(table)
+    resumed = result.n_blocks - result.n_computed
+    console.print(
+        f"{result.n_windows} windows in {result.n_blocks} blocks"
+        + (f" ({resumed} from the run before)" if resumed else "")
+        + f", {result.recompute_factor:.2f} pixels computed per pixel, no data {result.nodata_share:.1%}, "
+        f"{result.seconds:.1f} s"
+    )
+    paths = [file.path for file in result.maps] + ([result.tiles] if result.tiles else [])
+    for path in paths:
+        console.print(str(path), soft_wrap=True, highlight=False)

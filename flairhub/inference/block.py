@@ -1,0 +1,281 @@
+"""One block of a map: the pure function that every way of running calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice, product
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flairhub.errors import UsageError, ZoneError
+from flairhub.inference.batches import BlockPixels, make_batch, read_block, valid_region
+from flairhub.inference.network import LoadedNetwork, ModelRef, load
+from flairhub.inference.resample import Taps, output_length, resample, taps
+from flairhub.inference.windows import AxisWindows, block_edges
+from flairhub.inference.zone import Zone
+from flairhub.tasks import IGNORE_INDEX
+from flairhub.timeseries import SeriesPreparation, check_channels
+
+Output = Literal["class", "confidence", "probabilities", "scaled"]
+
+OUTPUTS: tuple[Output, ...] = ("class", "confidence", "probabilities", "scaled")
+"""`class` uint8; `confidence` = highest probability and `probabilities` float32; `scaled` = uint8
+round(255 x probability)."""
+
+NODATA: dict[Output, Any] = {"class": IGNORE_INDEX, "confidence": np.nan, "probabilities": np.nan, "scaled": 0}
+DTYPES: dict[Output, str] = {"class": "uint8", "confidence": "float32", "probabilities": "float32", "scaled": "uint8"}
+DEFAULT_BLOCK_PX = 2048
+
+
+@dataclass(frozen=True)
+class MapPlan:
+    """How a zone is cut into windows and blocks: facts only, small, known before any pixel is read.
+
+    Attributes:
+        zone: The rasters.
+        rows: Windows along y.
+        cols: Windows along x.
+        ratio: Finest pixels per output pixel.
+        row_edges: Block edges along y, output pixels.
+        col_edges: Block edges along x.
+        batch_size: Windows per call of the network.
+        tasks: (name, number of classes) of what is predicted.
+    """
+
+    zone: Zone
+    rows: AxisWindows
+    cols: AxisWindows
+    ratio: Fraction
+    row_edges: tuple[int, ...]
+    col_edges: tuple[int, ...]
+    batch_size: int
+    tasks: tuple[tuple[str, int], ...]
+
+    @property
+    def n_blocks(self) -> tuple[int, int]:
+        """Blocks along y and x."""
+        return len(self.row_edges) - 1, len(self.col_edges) - 1
+
+    @property
+    def n_windows(self) -> int:
+        """Windows that cover the zone."""
+        return self.rows.count * self.cols.count
+
+    @property
+    def recompute_factor(self) -> float:
+        """Pixels the network sees per pixel of the zone."""
+        box = self.zone.geobox
+        return self.n_windows * self.rows.window**2 / (box.height * box.width)
+
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """Row and column numbers of all blocks."""
+        return product(range(self.n_blocks[0]), range(self.n_blocks[1]))
+
+    def extent(self, block: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """First row and one past the last, and the same for columns, of a block in output pixels."""
+        row, col = block
+        return (self.row_edges[row], self.row_edges[row + 1]), (self.col_edges[col], self.col_edges[col + 1])
+
+
+def plan_map(zone: Zone, model: ModelRef, block_px: int | None = None, batch_size: int | None = None) -> MapPlan:
+    """Lay windows and blocks over a zone and check that the model can read it.
+
+    Args:
+        zone: The rasters.
+        model: What the network takes and predicts.
+        block_px: Largest block in output pixels; None = 2048.
+        batch_size: Windows per call of the network; None = the zone's.
+
+    Raises:
+        ZoneError: The zone lacks an input of the model, or its bands do not fit.
+        UsageError: Window, margin, block or batch size cannot be.
+    """
+    check_inputs(zone, model)
+    rows, cols = zone.axes()
+    ratio = zone.ratio
+    size = zone.batch_size if batch_size is None else batch_size
+    if size < 1:
+        raise UsageError(f"batch_size: got {size}, expected at least 1.")
+    block = DEFAULT_BLOCK_PX if block_px is None else block_px
+    row_edges = block_edges(output_length(rows.length, ratio), block, ratio, rows)
+    col_edges = block_edges(output_length(cols.length, ratio), block, ratio, cols)
+    names = tuple((task.label, task.n_classes) for task in model.tasks)
+    return MapPlan(zone, rows, cols, ratio, row_edges, col_edges, size, names)
+
+
+def check_inputs(zone: Zone, model: ModelRef) -> None:
+    """Raise ZoneError unless the zone has what the model takes."""
+    for name, preparation in model.preparations.items():
+        source = zone.sources.get(name)
+        if source is None:
+            raise ZoneError(
+                f"the model takes {name}, but the zone has only {', '.join(zone.sources)}. "
+                f"Enable modalities.inputs.{name} and give its raster."
+            )
+        try:
+            check_channels(preparation.channels or (), source.n_bands)
+        except UsageError as error:
+            raise ZoneError(f"{name}: {source.path}: {error}") from None
+        if isinstance(preparation, SeriesPreparation) != bool(source.n_dates):
+            raise ZoneError(f"{name}: the model and the zone disagree on whether it is a time series.")
+        if isinstance(preparation, SeriesPreparation):
+            if preparation.cloud_filter is not None and name not in zone.quality:
+                raise ZoneError(
+                    f"{name}: the model filters clouds, but the zone has no quality mask. "
+                    f"Give modalities.{name}.filter_clouds_img_path."
+                )
+        elif preparation.elevation is not None and source.n_bands != 2:
+            raise ZoneError(f"{name}: {source.path} has {source.n_bands} bands, expected 2 (DSM, DTM).")
+        elif preparation.means and len(preparation.means) != preparation.n_channels(source.n_bands):
+            raise ZoneError(
+                f"{name}: {source.path} gives {preparation.n_channels(source.n_bands)} channels, but the model "
+                f"normalises {len(preparation.means)}."
+            )
+
+
+def predict_block(
+    plan: MapPlan, model: ModelRef, block: tuple[int, int], outputs: Sequence[Output]
+) -> tuple[dict[tuple[str, Output], NDArray[Any]], NDArray[np.bool_]]:
+    """Predict one block.
+
+    Args:
+        plan: Windows and blocks.
+        model: The network.
+        block: Row and column number.
+        outputs: What to return.
+
+    Returns:
+        By task and output: (y, x) for class and confidence, (class, y, x) for probabilities and scaled, with their
+        nodata values where the block has none; and the validity (y, x).
+    """
+    (row0, row1), (col0, col1) = plan.extent(block)
+    if plan.ratio == 1:
+        values, valid = _predict_fine(plan, model, (row0, row1), (col0, col1), outputs)
+    else:
+        rows = taps(row0, row1, plan.rows.length, plan.ratio)
+        cols = taps(col0, col1, plan.cols.length, plan.ratio)
+        fine, fine_valid = _predict_fine(
+            plan, model, (rows.first, rows.last), (cols.first, cols.last), ["probabilities"]
+        )
+        values, valid = _resampled(fine, fine_valid, rows, cols, outputs)
+    for (_, output), array in values.items():
+        array[..., ~valid] = NODATA[output]
+    return values, valid
+
+
+def _predict_fine(
+    plan: MapPlan, model: ModelRef, rows: tuple[int, int], cols: tuple[int, int], outputs: Sequence[Output]
+) -> tuple[dict[tuple[str, Output], NDArray[Any]], NDArray[np.bool_]]:
+    zone, shape = plan.zone, (rows[1] - rows[0], cols[1] - cols[0])
+    row_windows, col_windows = plan.rows.covering(*rows), plan.cols.covering(*cols)
+    region = _reach(plan.rows, row_windows), _reach(plan.cols, col_windows)
+    pixels = read_block(zone, model.preparations, *region)
+    valid = valid_region(zone, pixels, rows, cols)
+    values = {
+        (task, output): np.zeros((shape if output in ("class", "confidence") else (n, *shape)), dtype=DTYPES[output])
+        for task, n in plan.tasks
+        for output in outputs
+    }
+    parts = (_Part.of(plan, window, rows, cols) for window in product(row_windows, col_windows))
+    needed = (part for part in parts if valid[part.target].any())
+    network = load(model)
+    for batch in _batched(needed, plan.batch_size):
+        _predict_batch(plan, model, network, pixels, batch, values, valid)
+    return values, valid
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A window of a block: where it starts, what of it is used, and where that goes."""
+
+    start: tuple[int, int]
+    source: tuple[slice, slice]
+    target: tuple[slice, slice]
+
+    @classmethod
+    def of(cls, plan: MapPlan, window: tuple[int, int], rows: tuple[int, int], cols: tuple[int, int]) -> _Part:
+        (y, source_y, target_y), (x, source_x, target_x) = (
+            _share(axis, index, *span)
+            for axis, index, span in zip((plan.rows, plan.cols), window, (rows, cols), strict=True)
+        )
+        return cls((y, x), (source_y, source_x), (target_y, target_x))
+
+
+def _share(axis: AxisWindows, index: int, first: int, last: int) -> tuple[int, slice, slice]:
+    start, (low, high) = axis.start(index), axis.core(index)
+    low, high = max(low, first), min(high, last)
+    return start, slice(low - start, high - start), slice(low - first, high - first)
+
+
+def _reach(axis: AxisWindows, windows: range) -> tuple[int, int]:
+    return axis.start(windows[0]), axis.start(windows[-1]) + axis.window
+
+
+def _batched(parts: Iterable[_Part], size: int) -> Iterator[list[_Part]]:
+    iterator = iter(parts)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def _predict_batch(
+    plan: MapPlan,
+    model: ModelRef,
+    network: LoadedNetwork,
+    pixels: BlockPixels,
+    parts: list[_Part],
+    values: dict[tuple[str, Output], NDArray[Any]],
+    valid: NDArray[np.bool_],
+) -> None:
+    batch, has_data = make_batch(plan.zone, pixels, model.preparations, [part.start for part in parts], network.device)
+    size = (plan.rows.window, plan.cols.window)
+    with network.lock, torch.inference_mode():
+        logits = network.network(batch.inputs, batch.dates or None, batch.masks or None, size=size).logits
+        wanted = {key: _read_out(_logits_of(logits, key[0], plan), key[1]).cpu().numpy() for key in values}
+    for key, array in values.items():
+        for part, window in zip(parts, wanted[key], strict=True):
+            array[..., part.target[0], part.target[1]] = window[..., part.source[0], part.source[1]]
+    for part in (part for part, data in zip(parts, has_data, strict=True) if not data):
+        valid[part.target] = False
+
+
+def _logits_of(logits: Any, task: str, plan: MapPlan) -> torch.Tensor:
+    expected = dict(plan.tasks)[task]
+    if task not in logits or logits[task].shape[1] != expected:
+        found = "none" if task not in logits else f"{logits[task].shape[1]} classes"
+        raise ZoneError(f"the network gives {found} for task {task}, expected {expected} classes.")
+    return logits[task].float()
+
+
+def _read_out(logits: torch.Tensor, output: Output) -> torch.Tensor:
+    if output == "class":
+        return logits.argmax(dim=1).to(torch.uint8)
+    probabilities = logits.softmax(dim=1)
+    if output == "confidence":
+        return probabilities.amax(dim=1)
+    return probabilities if output == "probabilities" else (probabilities * 255).round().to(torch.uint8)
+
+
+def _resampled(
+    fine: dict[tuple[str, Output], NDArray[Any]],
+    fine_valid: NDArray[np.bool_],
+    rows: Taps,
+    cols: Taps,
+    outputs: Sequence[Output],
+) -> tuple[dict[tuple[str, Output], NDArray[Any]], NDArray[np.bool_]]:
+    values: dict[tuple[str, Output], NDArray[Any]] = {}
+    valid = np.zeros((len(rows.index), len(cols.index)), dtype=bool)
+    for (task, _), probabilities in fine.items():
+        means, valid = resample(probabilities, fine_valid, rows, cols)
+        for output in outputs:
+            if output == "class":
+                values[task, output] = means.argmax(axis=0).astype(np.uint8)
+            elif output == "confidence":
+                values[task, output] = means.max(axis=0)
+            else:
+                values[task, output] = means if output == "probabilities" else np.rint(means * 255).astype(np.uint8)
+    return values, valid

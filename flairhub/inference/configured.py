@@ -1,0 +1,156 @@
+"""From a zonal configuration to zone, model and run: the only module of the room that reads configurations."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from flairhub.config import (
+    ZonalConfig,
+    config_hash,
+    input_preparations,
+    label_tasks,
+    load_zonal_config,
+    resolved_yaml,
+    with_bundle,
+)
+from flairhub.errors import ConfigError, UsageError, WeightsError, ZoneError
+from flairhub.inference.network import ModelRef, bundle_ref, choose_device, published_ref
+from flairhub.inference.outputs import map_name
+from flairhub.inference.run import ZonalResult, check_absent, write_zone
+from flairhub.inference.zone import RasterRequest, Zone, build_zone
+from flairhub.progress import Progress
+from flairhub.timeseries import check_channels
+
+
+def open_zone(config: ZonalConfig | str | Path) -> Zone:
+    """Open the rasters of a zonal configuration: headers and date files are checked, no pixel is read.
+
+    Args:
+        config: The configuration, or its YAML file.
+
+    Raises:
+        ConfigError: The configuration is wrong, or windows do not fit the rasters' pixels.
+        ZoneError: Rasters are missing or do not fit each other, their dates or their channels.
+    """
+    config = _loaded(config)
+    requests = []
+    for name, block in config.modalities.blocks():
+        filtered = getattr(block, "filter_clouds_img_path", None)
+        if getattr(block, "filter_clouds", None) is False:
+            filtered = None
+        requests.append(
+            RasterRequest(
+                name=name,
+                path=block.input_img_path,
+                dates_path=getattr(block, "dates_txt", None),
+                quality_path=filtered,
+                key=f"modalities.{name}",
+            )
+        )
+    try:
+        zone = build_zone(
+            requests,
+            window_px=config.img_pixels_detection,
+            margin_px=config.margin,
+            output_px_m=config.output_px_meters,
+            batch_size=config.batch_size,
+        )
+    except UsageError as error:
+        raise ConfigError("zonal configuration", [str(error)]) from None
+    for name, block in config.modalities.blocks():
+        try:
+            check_channels(block.channels or (), zone.sources[name].n_bands)
+        except UsageError as error:
+            raise ZoneError(f"modalities.{name}.channels: {zone.sources[name].path}: {error}") from None
+    return zone
+
+
+def zone_model(config: ZonalConfig, zone: Zone) -> ModelRef:
+    """Return the model of a zonal configuration: a bundle, or published weights that the configuration describes.
+
+    Raises:
+        WeightsError: The weights are missing or damaged.
+        ConfigError: The configuration contradicts the bundle, or asks for a GPU that is not there.
+    """
+    path = config.model_weights
+    if not path.exists():
+        kind = "bundle folder" if config.is_bundle else "weights file"
+        raise WeightsError(
+            f"model_weights: no {kind} {path}. Expected a bundle folder or a .safetensors, .ckpt or .pth."
+        )
+    try:
+        device = choose_device(config.use_gpu)
+    except UsageError as error:
+        raise ConfigError("zonal configuration", [str(error)]) from None
+    if config.is_bundle:
+        ref, description = bundle_ref(path, device)
+        preparations, tasks = with_bundle(config, **description)
+        return ref.with_choice(preparations, tasks)
+    from flairhub.models import network_spec
+
+    sizes = {name: int(zone.window_px / source.ratio) for name, source in zone.sources.items()}
+    spec = network_spec(config, sizes=sizes)
+    return published_ref(path, spec, input_preparations(config), label_tasks(config), device)
+
+
+def run_zonal(
+    config: ZonalConfig | str | Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = True,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    progress: Progress | None = None,
+) -> ZonalResult:
+    """Map the zone of a configuration: the `flairhub zonal` command.
+
+    Args:
+        config: The configuration, or its YAML file.
+        overwrite: Replace existing maps, and unfinished work of another model, configuration or data.
+        resume: Continue a killed run; False starts over.
+        workers: Threads that read and prepare beside the network; default `workers`, else `num_worker`, else 2.
+        scheduler: None or `threads`, `processes`, or a dask scheduler's address; default the configuration's.
+        progress: Told about finished blocks and pieces.
+
+    Raises:
+        ConfigError: The configuration is wrong or contradicts the bundle.
+        OutputExistsError: A map exists already, or unfinished work of another run does.
+        WeightsError: The weights are missing, damaged or of another network.
+        ZoneError: The rasters do not fit each other or the model.
+    """
+    config = _loaded(config)
+    overwrite = overwrite or config.overwrite
+    folder, name = config.output_path, config.output_name
+    if not overwrite and not (folder / f".{name}.unfinished").exists():
+        # Before any file is opened; the tasks of a bundle are checked again once they are known.
+        tasks = [task.name for task in config.active_tasks]
+        check_absent(folder, [map_name(name, task, config.output_type) for task in tasks])
+    zone = open_zone(config)
+    ref = zone_model(config, zone)
+    if config.threads is not None:
+        import torch
+
+        torch.set_num_threads(config.threads)
+    return write_zone(
+        zone,
+        ref,
+        folder,
+        name,
+        output_type=config.output_type,
+        cog=config.cog_conversion,
+        tiles=config.write_dataframe,
+        block_px=config.block_px,
+        batch_size=config.batch_size,
+        overwrite=overwrite,
+        resume=resume,
+        workers=workers or config.workers or config.num_worker or min(2, os.cpu_count() or 1),
+        scheduler=scheduler or config.scheduler,
+        config_yaml=resolved_yaml(config),
+        config_hash=config_hash(config),
+        progress=progress,
+    )
+
+
+def _loaded(config: ZonalConfig | str | Path) -> ZonalConfig:
+    return config if isinstance(config, ZonalConfig) else load_zonal_config(config)

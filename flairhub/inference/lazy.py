@@ -1,0 +1,177 @@
+"""Lazy xarray: the rasters of a zone and the maps of a model, computed block by block when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import dask.array as da
+import numpy as np
+import rioxarray  # noqa: F401  (adds `.rio`)
+import xarray as xr
+from numpy.typing import NDArray
+
+from flairhub.errors import UsageError
+from flairhub.geo import GeoBox
+from flairhub.inference.block import DTYPES, OUTPUTS, MapPlan, Output, plan_map, predict_block
+from flairhub.inference.network import ModelRef, model_ref
+from flairhub.inference.rasters import RasterSource, read_region
+from flairhub.inference.zone import Zone, with_sizes
+from flairhub.modalities import MODALITIES
+
+if TYPE_CHECKING:
+    from flairhub.models import Model
+
+
+def predict_zone(
+    zone: Zone,
+    model: Model | ModelRef | str | Path,
+    *,
+    block_px: int | None = None,
+    outputs: Sequence[Output] = ("class",),
+    tasks: Sequence[str] | None = None,
+    batch_size: int | None = None,
+    window_px: int | None = None,
+    margin_px: int | None = None,
+    output_px_m: float | None = None,
+    device: str | None = None,
+) -> xr.Dataset:
+    """Map a model over a zone, lazily: computing a slice reads and predicts only the blocks it touches.
+
+    Building the Dataset reads no pixel and calls no network. A bundle given by path is loaded once per process and
+    works on every dask scheduler; a model object works in this process (threads).
+
+    Args:
+        zone: The rasters, from `open_zone`.
+        model: Path of a bundle, or a loaded model.
+        block_px: Largest dask chunk along y and x in output pixels; default 2048.
+        outputs: Any of `class`, `confidence`, `probabilities`, `scaled`.
+        tasks: Which of the model's tasks; default all.
+        batch_size: Windows per call of the network; default as in the zone's configuration.
+        window_px: Window length in finest pixels, instead of the configured one.
+        margin_px: Margin in finest pixels, instead of the configured one.
+        output_px_m: Pixel of the maps in metres, instead of the configured one.
+        device: torch device; default: the CPU for a path, the model's own for a loaded one.
+
+    Returns:
+        Dataset on the output grid with coordinates `x`, `y` (pixel centres), `spatial_ref` and, with probabilities,
+        `class_name`: `class` (y, x) uint8, 255 = no data; `confidence` (y, x) float32 0-1, NaN = no data;
+        `probabilities` (class_name, y, x) float32, NaN = no data; `scaled` (class_name, y, x) uint8
+        round(255 x probability), all 0 = no data. With several tasks every name ends in `_<task>`.
+
+    Raises:
+        ZoneError: Zone and model do not fit.
+        UsageError: An unknown output or task, or sizes that cannot be.
+    """
+    unknown = [output for output in outputs if output not in OUTPUTS]
+    if unknown or not outputs:
+        raise UsageError(f"outputs: got {list(outputs)}, expected some of {', '.join(OUTPUTS)}.")
+    ref = model_ref(model, device)
+    if tasks is not None:
+        ref = ref.select_tasks(tuple(tasks))
+    zone = with_sizes(zone, window_px, margin_px, output_px_m)
+    plan = plan_map(zone, ref, block_px, batch_size)
+    wanted = tuple(dict.fromkeys(outputs))
+    chunks = tuple(tuple(np.diff(edges).tolist()) for edges in (plan.row_edges, plan.col_edges))
+    # One task per block makes all outputs together; what the arrays hold is picked from its result.
+    packed = da.map_blocks(
+        partial(_predict_packed, plan, ref, wanted),
+        chunks=chunks,
+        dtype=object,
+        meta=np.empty((0, 0), dtype=object),
+        name=f"predict-{uuid4().hex}",
+    )
+    dataset = xr.Dataset(coords=coordinates(zone.output_geobox))
+    for task in ref.tasks:
+        suffix = "" if len(ref.tasks) == 1 else f"_{task.label}"
+        for output in wanted:
+            array, dims = _picked(packed, (task.label, output), task.n_classes, suffix)
+            dataset[output + suffix] = xr.Variable(dims, array, _attributes(task, output))
+            if len(dims) == 3:
+                dataset = dataset.assign_coords({dims[0]: list(task.names)})
+    return dataset.rio.write_crs(zone.geobox.crs_wkt).rio.write_transform(_affine(zone.output_geobox))
+
+
+def _predict_packed(
+    plan: MapPlan, model: ModelRef, outputs: tuple[Output, ...], block_id: tuple[int, int] | None = None
+) -> dict[tuple[str, Output], NDArray[Any]]:
+    assert block_id is not None
+    return predict_block(plan, model, block_id, outputs)[0]
+
+
+def _picked(packed: da.Array, key: tuple[str, Output], n_classes: int, suffix: str) -> tuple[da.Array, tuple[str, ...]]:
+    dtype, flat = DTYPES[key[1]], key[1] in ("class", "confidence")
+    pick = partial(_pick, key)
+    name = f"{key[1]}{suffix}-{uuid4().hex}"
+    if flat:
+        meta = np.empty((0, 0), dtype=dtype)
+        return da.map_blocks(pick, packed, dtype=dtype, meta=meta, chunks=packed.chunks, name=name), ("y", "x")
+    meta = np.empty((0, 0, 0), dtype=dtype)
+    chunks = ((n_classes,), *packed.chunks)
+    array = da.map_blocks(pick, packed, dtype=dtype, meta=meta, chunks=chunks, new_axis=0, name=name)
+    return array, (f"class_name{suffix}", "y", "x")
+
+
+def _pick(key: tuple[str, Output], block: dict[tuple[str, Output], NDArray[Any]]) -> NDArray[Any]:
+    return block[key]
+
+
+def _attributes(task: Any, output: Output) -> dict[str, Any]:
+    attributes: dict[str, Any] = {"task": task.label, "class_names": list(task.names)}
+    return attributes | {"_FillValue": 255} if output == "class" else attributes
+
+
+def coordinates(box: GeoBox) -> dict[str, NDArray[Any]]:
+    """Return the centres of the pixels of a grid, CRS units."""
+    return {
+        "y": box.y_max - (np.arange(box.height) + 0.5) * box.y_res,
+        "x": box.x_min + (np.arange(box.width) + 0.5) * box.x_res,
+    }
+
+
+def _affine(box: GeoBox) -> Any:
+    from rasterio.transform import Affine
+
+    return Affine(*box.transform)
+
+
+def zone_tree(zone: Zone, chunk_px: int) -> xr.DataTree:
+    """Return the rasters of a zone as a lazy tree; see `Zone.to_xarray`."""
+    nodes = {name: _source_dataset(source, zone.dates.get(name), chunk_px) for name, source in zone.sources.items()}
+    for series, source in zone.quality.items():
+        nodes[source.name] = _source_dataset(source, zone.dates[series], chunk_px)
+    return xr.DataTree.from_dict(nodes)
+
+
+def _source_dataset(source: RasterSource, dates: NDArray[np.datetime64] | None, chunk_px: int) -> xr.Dataset:
+    box = source.geobox
+    leading = (source.n_dates, source.n_bands) if source.n_dates else (source.n_bands,)
+    edges = [np.append(np.arange(0, length, chunk_px), length) for length in (box.height, box.width)]
+    chunks = (*((length,) for length in leading), *(tuple(np.diff(edge).tolist()) for edge in edges))
+    array = da.map_blocks(
+        partial(_read_chunk, source, chunk_px),
+        chunks=chunks,
+        dtype=source.dtype,
+        meta=np.empty((0,) * len(chunks), dtype=source.dtype),
+        name=f"read-{uuid4().hex}",
+    )
+    coords: dict[str, Any] = {"band": list(MODALITIES[source.name].bands[: source.n_bands]), **coordinates(box)}
+    if len(coords["band"]) != source.n_bands:
+        coords["band"] = [str(number) for number in range(1, source.n_bands + 1)]
+    dims: tuple[str, ...] = ("band", "y", "x")
+    if dates is not None:
+        dims = ("time", *dims)
+        coords["time"] = dates.astype("datetime64[ns]")
+    attributes = {} if source.nodata is None else {"_FillValue": source.nodata}
+    dataset = xr.Dataset({"data": xr.Variable(dims, array, attributes)}, coords=coords)
+    return dataset.rio.write_crs(box.crs_wkt).rio.write_transform(_affine(box))
+
+
+def _read_chunk(source: RasterSource, chunk_px: int, block_id: tuple[int, ...] | None = None) -> NDArray[Any]:
+    assert block_id is not None
+    row, col = block_id[-2] * chunk_px, block_id[-1] * chunk_px
+    rows = (row, min(row + chunk_px, source.geobox.height))
+    return read_region(source, rows, (col, min(col + chunk_px, source.geobox.width)))[0]

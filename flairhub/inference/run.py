@@ -1,0 +1,326 @@
+"""The zonal run: blocks to the work folder, maps to their names; killed anywhere, it continues."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from flairhub import __version__
+from flairhub.errors import OutputExistsError
+from flairhub.inference.block import MapPlan, plan_map, predict_block
+from flairhub.inference.execute import job_executor, run_jobs
+from flairhub.inference.network import ModelRef, model_ref
+from flairhub.inference.outputs import (
+    MapSpec,
+    OutputType,
+    category_xml,
+    map_name,
+    stored_bands,
+    write_map,
+    write_tiles,
+)
+from flairhub.inference.work import Block, BlockRecord, BlockStore, Work, found_key, write_atomically
+from flairhub.inference.zone import Zone, source_facts
+from flairhub.progress import Progress, silent
+from flairhub.tasks import Task
+
+if TYPE_CHECKING:
+    from flairhub.models import Model
+
+log = logging.getLogger(__name__)
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class MapFile:
+    """A finished map.
+
+    Attributes:
+        task: What it shows.
+        path: The GeoTIFF.
+        size_bytes: Its size.
+        shares: Share of the pixels with data, by class name; empty when there is no such pixel.
+    """
+
+    task: str
+    path: Path
+    size_bytes: int
+    shares: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class ZonalResult:
+    """What a zonal run made.
+
+    Attributes:
+        maps: One per task.
+        tiles: GeoPackage of the windows, when asked for.
+        nodata_share: Share of the pixels without data.
+        n_blocks: Blocks of the zone.
+        n_computed: Blocks computed by this run; the others were there from a killed one.
+        n_windows: Windows of the zone.
+        recompute_factor: Pixels the network sees per pixel of the zone.
+        seconds: Wall time of this run.
+    """
+
+    maps: tuple[MapFile, ...]
+    tiles: Path | None
+    nodata_share: float
+    n_blocks: int
+    n_computed: int
+    n_windows: int
+    recompute_factor: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Files of a run and how to write them."""
+
+    folder: Path
+    name: str
+    output_type: OutputType
+    cog: bool
+    tiles: bool
+    config_yaml: str
+    tags: Mapping[str, str]
+
+    @property
+    def work_folder(self) -> Path:
+        return self.folder / f".{self.name}.unfinished"
+
+    @property
+    def digest(self) -> str:
+        """Hash of everything: files of another target are not this one's."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()
+
+    def files(self, tasks: Sequence[Task]) -> list[str]:
+        """Names of all files, the maps last: a map that is there has its companions."""
+        maps = [map_name(self.name, task.label, self.output_type) for task in tasks]
+        extra = [f"{self.name}_tiles.gpkg"] if self.tiles else []
+        extra += [f"{self.name}_config.yaml"] if self.config_yaml else []
+        sidecars = [f"{name}.aux.xml" for name in maps] if self.output_type == "argmax" else []
+        return [*extra, *sidecars, *maps]
+
+
+def write_zone(
+    zone: Zone,
+    model: Model | ModelRef | str | Path,
+    folder: str | Path,
+    name: str,
+    *,
+    output_type: OutputType = "argmax",
+    cog: bool = True,
+    tiles: bool = False,
+    block_px: int | None = None,
+    batch_size: int | None = None,
+    overwrite: bool = False,
+    resume: bool = True,
+    workers: int = 1,
+    scheduler: str | None = None,
+    config_yaml: str = "",
+    config_hash: str = "",
+    progress: Progress | None = None,
+) -> ZonalResult:
+    """Map a zone to GeoTIFFs, one per task.
+
+    Blocks go to a work folder beside the outputs (`.<name>.unfinished`) and are journalled; a killed run continues
+    there with the same bytes. Maps appear under their names only complete and read back.
+
+    Args:
+        zone: The rasters.
+        model: Path of a bundle, a loaded model (threads only) or a reference.
+        folder: Where the files go; made when absent.
+        name: How their names begin.
+        output_type: `argmax` or `class_prob`.
+        cog: Cloud-optimised GeoTIFF with overviews; otherwise tiled.
+        tiles: Also write the footprints of the windows.
+        block_px: Largest block in output pixels; default 2048.
+        batch_size: Windows per call of the network; default the zone's.
+        overwrite: Replace existing files, and unfinished work of another model, configuration or data.
+        resume: Continue unfinished work; False starts over.
+        workers: Threads, or processes with `scheduler="processes"`.
+        scheduler: None or `threads`, `processes`, or the address of a dask scheduler.
+        config_yaml: Configuration to keep beside the maps.
+        config_hash: For the tags.
+        progress: Told about finished blocks and pieces.
+
+    Raises:
+        OutputExistsError: A file exists, or other unfinished work does, and overwriting was not asked for.
+        ZoneError: Zone and model do not fit, or a written map does not read back.
+    """
+    started = time.monotonic()
+    report = progress or silent
+    ref = model_ref(model)
+    plan = plan_map(zone, ref, block_px, batch_size)
+    tags = {**_tags(zone, ref), **({"FLAIRHUB_CONFIG_SHA256": config_hash} if config_hash else {})}
+    target = _Target(Path(folder), name, output_type, cog, tiles, config_yaml, tags)
+    store = BlockStore(
+        str(target.work_folder / "blocks.zarr"),
+        plan.row_edges,
+        plan.col_edges,
+        {task.label: stored_bands(task, output_type) for task in ref.tasks},
+    )
+    key = _key(plan, ref, output_type)
+    if not overwrite:
+        check_absent(target.folder, target.files(ref.tasks), target.work_folder, key if resume else "")
+    with Work.open(target.work_folder, key, store, resume=resume, discard_other=overwrite) as work:
+        before = len(work.done)
+        _compute(plan, ref, work, output_type, workers, scheduler, report)
+        _finish(plan, ref, work, target, report)
+        result = _result(plan, ref, work, target, before, started)
+        work.remove()
+    return result
+
+
+def check_absent(folder: Path, names: Sequence[str], work_folder: Path | None = None, key: str = "") -> None:
+    """Raise OutputExistsError when a file is there already.
+
+    Args:
+        folder: Where the files go.
+        names: Their names.
+        work_folder: Unfinished work; files that a killed run with the same key has already moved to their names are
+            its own and no obstacle.
+        key: See `Work`.
+    """
+    own: set[str] = set()
+    if work_folder is not None and key and found_key(work_folder) == key and (work_folder / "moving.json").is_file():
+        own = set(json.loads((work_folder / "moving.json").read_text())["names"])
+    existing = [folder / name for name in names if (folder / name).exists() and name not in own]
+    if existing:
+        raise OutputExistsError(
+            f"{', '.join(map(str, existing))} exists already. Choose another output_name or output_path, "
+            f"or replace it with --overwrite."
+        )
+
+
+def _compute(
+    plan: MapPlan,
+    ref: ModelRef,
+    work: Work,
+    output_type: OutputType,
+    workers: int,
+    scheduler: str | None,
+    report: Progress,
+) -> None:
+    jobs = [block for block in plan.blocks() if block not in work.done]
+    total = len(jobs) + len(work.done)
+    report("map", len(work.done), total)
+    if not jobs:
+        return
+    if work.done:
+        log.info("%s: continuing, %d of %d blocks are there", work.folder, len(work.done), total)
+    function = partial(compute_block, plan, ref, work.store, output_type)
+    with job_executor(workers, scheduler) as executor:
+        for block, record in run_jobs(executor, workers, function, jobs):
+            work.record(block, record)
+            report("map", len(work.done), total)
+
+
+def compute_block(
+    plan: MapPlan, ref: ModelRef, store: BlockStore, output_type: OutputType, block: Block
+) -> BlockRecord:
+    """Predict a block and write it to the store: one job."""
+    outputs: tuple[Literal["class", "scaled"], ...] = ("class",) if output_type == "argmax" else ("class", "scaled")
+    values, valid = predict_block(plan, ref, block, outputs)
+    crc, counts = {}, {}
+    for task, n_classes in plan.tasks:
+        classes = values[task, "class"]
+        if output_type == "argmax":
+            stored = classes[None]
+        else:
+            mask = np.where(valid, np.uint8(255), np.uint8(0))
+            stored = np.concatenate([values[task, "scaled"], mask[None]])
+        crc[task] = store.write(task, block, stored)
+        counts[task] = tuple(np.bincount(classes[valid], minlength=n_classes).tolist())
+    return BlockRecord(crc, counts, int((~valid).sum()))
+
+
+def _finish(plan: MapPlan, ref: ModelRef, work: Work, target: _Target, report: Progress) -> None:
+    """Write all files into the work folder, then move them to their names."""
+    names, folder = target.files(ref.tasks), work.folder / "files"
+    moving, plan_text = work.folder / "moving.json", json.dumps({"names": names, "target": target.digest})
+    if not moving.is_file() or moving.read_text() != plan_text:
+        folder.mkdir(exist_ok=True)
+        work.check_stored()
+        for task in ref.tasks:
+            file = folder / map_name(target.name, task.label, target.output_type)
+            spec = MapSpec(task, target.output_type, plan.zone.output_geobox, target.tags, target.cog)
+            write_map(spec, work.store, file, report)
+            if target.output_type == "argmax":
+                write_atomically(folder / f"{file.name}.aux.xml", category_xml(task))
+        if target.tiles:
+            tiles = folder / f"{target.name}_tiles.gpkg"
+            tiles.unlink(missing_ok=True)
+            write_tiles(plan, tiles)
+        if target.config_yaml:
+            write_atomically(folder / f"{target.name}_config.yaml", target.config_yaml)
+        write_atomically(moving, plan_text)
+    for name in names:
+        if (folder / name).exists():
+            os.replace(folder / name, target.folder / name)
+
+
+def _result(plan: MapPlan, ref: ModelRef, work: Work, target: _Target, before: int, started: float) -> ZonalResult:
+    maps = []
+    for task in ref.tasks:
+        path = target.folder / map_name(target.name, task.label, target.output_type)
+        counts = np.sum([record.counts[task.label] for record in work.done.values()], axis=0)
+        total = int(counts.sum())
+        shares = {name: int(n) / total for name, n in zip(task.names, counts, strict=True) if n} if total else {}
+        maps.append(MapFile(task.label, path, path.stat().st_size, shares))
+    box = plan.zone.output_geobox
+    nodata = sum(record.nodata for record in work.done.values())
+    return ZonalResult(
+        maps=tuple(maps),
+        tiles=target.folder / f"{target.name}_tiles.gpkg" if target.tiles else None,
+        nodata_share=nodata / (box.height * box.width),
+        n_blocks=len(work.done),
+        n_computed=len(work.done) - before,
+        n_windows=plan.n_windows,
+        recompute_factor=plan.recompute_factor,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _tags(zone: Zone, ref: ModelRef) -> dict[str, str]:
+    return {
+        "FLAIRHUB_VERSION": __version__,
+        "FLAIRHUB_MODEL": Path(ref.path).name,
+        "FLAIRHUB_MODEL_SHA256": ref.weights_sha256,
+        "FLAIRHUB_INPUTS": ",".join(ref.preparations),
+        "FLAIRHUB_WINDOW_PX": str(zone.window_px),
+        "FLAIRHUB_MARGIN_PX": str(zone.margin_px),
+    }
+
+
+def _key(plan: MapPlan, ref: ModelRef, output_type: OutputType) -> str:
+    """Hash of all that decides the bytes of the blocks; batch size, workers and device do not."""
+    zone = plan.zone
+    sources = [*zone.sources.values(), *zone.quality.values()]
+    facts: dict[str, Any] = {
+        "format": _FORMAT,
+        "version": __version__,
+        "model": ref.identity,
+        "preparations": {name: preparation.to_json() for name, preparation in ref.preparations.items()},
+        "tasks": [[task.label, list(task.names)] for task in ref.tasks],
+        "sources": {source.name: source_facts(source) for source in sources},
+        "dates": {name: [str(day) for day in days] for name, days in zone.dates.items()},
+        "geobox": [*zone.geobox.transform, zone.geobox.height, zone.geobox.width],
+        "windows": [zone.window_px, zone.margin_px],
+        "ratio": str(plan.ratio),
+        "blocks": [plan.row_edges, plan.col_edges],
+        "output": output_type,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

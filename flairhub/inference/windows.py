@@ -1,0 +1,154 @@
+"""Window arithmetic along one axis: integers only, no files.
+
+Windows lie on one grid over the whole zone, whatever is computed in one go, so the output of a pixel never depends
+on blocks, batches or workers. All numbers are pixels of the finest modality unless said otherwise.
+
+    start(i) = i * step - offset         first pixel that window i reads; always on the lattice
+    core(i)  = start(i) + crop ...       the `step` pixels that window i writes; cores tile the axis without overlap
+
+The *lattice* is the smallest number of finest pixels in which every modality has whole pixels (ratio 8 -> 8,
+ratio 51.2 -> 256). A window starts on it and is a multiple of it, so that every modality reads whole pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import lcm
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flairhub.errors import UsageError
+
+
+def lattice_of(ratios: Sequence[Fraction]) -> int:
+    """Return the smallest number of finest pixels that is a whole number of pixels of every modality.
+
+    Args:
+        ratios: Finest pixels per pixel of each modality, all at least 1.
+    """
+    return lcm(*(ratio.numerator for ratio in ratios)) if ratios else 1
+
+
+@dataclass(frozen=True)
+class AxisWindows:
+    """All windows along one axis of a zone.
+
+    Attributes:
+        length: Zone length.
+        window: Window length, halo included.
+        step: Length of a core and distance of windows; a multiple of the lattice.
+        crop: Pixels cut off at the start of a window; at least the margin.
+        offset: How far the first window starts before the zone; a multiple of the lattice.
+    """
+
+    length: int
+    window: int
+    step: int
+    crop: int
+    offset: int
+
+    @property
+    def phase(self) -> int:
+        """How far the first core starts before the zone: 0 unless the margin is off the lattice."""
+        return self.offset - self.crop
+
+    @property
+    def count(self) -> int:
+        """Number of windows that cover the zone."""
+        return -(-(self.length + self.phase) // self.step)
+
+    def start(self, index: int) -> int:
+        """First pixel that window `index` reads; may lie outside the zone."""
+        return index * self.step - self.offset
+
+    def core(self, index: int) -> tuple[int, int]:
+        """Pixels that window `index` writes, `[first, last)`, inside the zone."""
+        first = index * self.step - self.phase
+        return max(first, 0), min(first + self.step, self.length)
+
+    def covering(self, first: int, last: int) -> range:
+        """Indices of the windows whose cores hold the pixels `[first, last)`."""
+        return range((first + self.phase) // self.step, -(-(last + self.phase) // self.step))
+
+
+def plan_axis(length: int, window: int, margin: int, lattice: int) -> AxisWindows:
+    """Lay windows over an axis.
+
+    The step is `window - 2 * margin` rounded down to the lattice; what the rounding leaves over widens both margins.
+
+    Args:
+        length: Zone length, a multiple of the lattice.
+        window: Window length, a multiple of the lattice.
+        margin: Pixels to cut off on each side, at least.
+        lattice: See the module.
+
+    Raises:
+        UsageError: The window is off the lattice or the margin leaves nothing of it.
+    """
+    if window < 1 or margin < 0:
+        raise UsageError(f"img_pixels_detection: {window}, margin: {margin}. Expected at least 1 px and 0 px.")
+    if window % lattice:
+        below, above = window // lattice * lattice, -(-window // lattice) * lattice
+        fitting = f"{above}" if not below else f"{below} or {above}"
+        raise UsageError(
+            f"img_pixels_detection: {window} px hold no whole number of pixels of every modality, which takes "
+            f"multiples of {lattice} px. Use {fitting}."
+        )
+    step = (window - 2 * margin) // lattice * lattice
+    if step < 1:
+        raise UsageError(
+            f"margin: {margin} px on each side leave {max(window - 2 * margin, 0)} of the {window} px of "
+            f"img_pixels_detection, expected at least {lattice}. Use a margin of at most {(window - lattice) // 2} px."
+        )
+    crop = (window - step) // 2
+    return AxisWindows(length, window, step, crop, -(-crop // lattice) * lattice)
+
+
+def mirrored(first: int, last: int, length: int) -> NDArray[np.int64]:
+    """Return the positions inside an axis that stand for `[first, last)`: outside it is reflected at its edges.
+
+    The edge itself is the mirror, the edge pixel counts on both sides, so that pixels of every size stay in
+    register. Axes shorter than the reach are reflected again and again.
+
+    Returns:
+        (last - first,) positions in `[0, length)`.
+    """
+    positions = np.arange(first, last) % (2 * length)
+    return np.where(positions < length, positions, 2 * length - 1 - positions)
+
+
+def block_edges(n_out: int, block: int, ratio: Fraction, axis: AxisWindows) -> tuple[int, ...]:
+    """Cut an output axis into blocks of at most `block` pixels, at the borders of cores where possible.
+
+    A cut elsewhere changes nothing but the time taken: the windows at the cut are computed for both blocks.
+
+    Args:
+        n_out: Output pixels along the axis.
+        block: Largest block, output pixels.
+        ratio: Finest pixels per output pixel.
+        axis: The windows.
+
+    Returns:
+        Edges in output pixels, from 0 to `n_out`.
+    """
+    if block < 1:
+        raise UsageError(f"block_px: got {block}, expected at least 1.")
+    edges = [0]
+    while edges[-1] < n_out:
+        limit = min(edges[-1] + block, n_out)
+        edges.append(limit if limit == n_out else _last_cut(edges[-1], limit, ratio, axis))
+    return tuple(edges)
+
+
+def _last_cut(previous: int, limit: int, ratio: Fraction, axis: AxisWindows) -> int:
+    index = int(limit * ratio + axis.phase) // axis.step
+    while True:
+        cut = (index * axis.step - axis.phase) / ratio
+        if cut <= previous:
+            return limit
+        if cut.denominator == 1:
+            return int(cut)
+        index -= 1
