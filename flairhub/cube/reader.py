@@ -138,7 +138,7 @@ class ArrayReader:
             chunk = ".".join(str(i) for i in (index, *([part] if self._parts > 1 else [])))
             raise CubeError(
                 f"{self._store}: {self.name}: chunk {chunk} (shard {shard}, patch {self._patch_ids[index]}) {problem}. "
-                "Run `flairhub cube verify` for all damage; ingest again with --overwrite."
+                "Ingest again with --overwrite."
             ) from problem
 
     def _check_patch(self, index: int) -> None:

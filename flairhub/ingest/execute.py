@@ -80,6 +80,18 @@ def _run_on(client: Any, jobs: Sequence[Job], store: str) -> Iterator[tuple[Job,
 
 
 @contextmanager
+def _quiet_distributed() -> Iterator[None]:
+    """Keep a local cluster's comings and goings out of the log; what fails comes back as the job's result."""
+    log = logging.getLogger("distributed")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+@contextmanager
 def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
     from distributed import Client, LocalCluster
 
@@ -92,14 +104,14 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
             yield client
         return
     with (
+        _quiet_distributed(),
         LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
             processes=True,
             host="127.0.0.1",
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             memory_limit=0,
-            silence_logs=logging.ERROR,
         ) as cluster,
         Client(cluster) as client,
     ):

@@ -1,0 +1,119 @@
+"""`flairhub cube`: look at a cube and check it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flairhub.errors import CubeError
+
+if TYPE_CHECKING:
+    from flairhub.cube import Cube
+
+
+_PIPED_WIDTH = 200
+
+
+@click.group()
+def command() -> None:
+    """Look at a cube, and check it.
+
+    \b
+    Examples:
+      flairhub cube info hub.zarr
+      flairhub cube verify hub.zarr
+    """
+
+
+@command.command()
+@click.argument("path", type=click.Path(path_type=Path))
+def info(path: Path) -> None:
+    """Show what a cube holds.
+
+    \b
+    Example:
+      flairhub cube info hub.zarr
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from flairhub.cli.console import console
+    from flairhub.cube import open_cube
+    from flairhub.geo import crs_name
+
+    cube = open_cube(path)
+    table = cube.patches
+    width, height = table.footprint_m
+    splits = ", ".join(f"{split or 'no split'} {int((table.split == split).sum())}" for split in _splits(cube))
+    n_rois = len(set(zip(table.domain.tolist(), table.roi.tolist(), strict=True)))
+    console.print(
+        f"{path}: {cube.n_patches} patches of {width:g} x {height:g} m, {crs_name(table.crs_wkt)}", markup=False
+    )
+    console.print(f"{len(set(table.domain.tolist()))} domains, {n_rois} ROIs; {splits}", markup=False)
+    shown = Table("modality", "patches", "patch shape", "dtype", "m/px", "codec", "shard", "MiB", "dates", "averages")
+    for name in cube.modalities:
+        shown.add_row(*_row(cube, name))
+    # Piped output has no width of its own: wide enough for every column instead of cut to 80.
+    (console if console.is_terminal else Console(width=_PIPED_WIDTH)).print(shown)
+
+
+@command.command()
+@click.argument("path", type=click.Path(path_type=Path))
+def verify(path: Path) -> None:
+    """Read every chunk and check it against its checksum and the journal.
+
+    Lists damage as store, array, chunk and patch id, and exits with 1 when there is any.
+
+    \b
+    Example:
+      flairhub cube verify hub.zarr
+    """
+    from flairhub.cli.console import console, progress_bar
+    from flairhub.cube import open_cube
+    from flairhub.cube.verify import verify as verify_cube
+
+    with progress_bar() as progress:
+        found = verify_cube(open_cube(path), progress)
+    for message in found.damage:
+        console.print(message, soft_wrap=True, markup=False)
+    if found.damage:
+        raise CubeError(f"{path}: {len(found.damage)} problems in {found.n_chunks} chunks and {found.n_files} files.")
+    console.print(f"{path}: {found.n_chunks} chunks and {found.n_files} files are whole.", soft_wrap=True, markup=False)
+
+
+def _splits(cube: Cube) -> list[str]:
+    found = set(cube.patches.split.tolist())
+    return [split for split in ("train", "valid", "test", "") if split in found]
+
+
+def _row(cube: Cube, name: str) -> tuple[str, ...]:
+    import numpy as np
+
+    reader, facts = cube.array(name), cube.info(name)
+    folder = Path(cube.path) / name
+    n_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    dates = ""
+    if "time" in reader.dims:
+        series = cube.series(name)
+        days = series.dates[~np.isnat(series.dates)]
+        dates = f"{days.min()} .. {days.max()}" if len(days) else "none"
+    shape = " x ".join(str(size) for size in reader.shape[1:])
+    averages = ", ".join(_average_text(kind, stored.cloud_filter) for kind, stored in cube.averages(name).items())
+    return (
+        name,
+        str(int(cube.present(name).sum())),
+        shape,
+        str(reader.dtype),
+        f"{facts['gsd_m'][0]:g}",
+        reader.codec,
+        str(reader.shard_patches),
+        f"{n_bytes / 2**20:.2f}",
+        dates,
+        averages,
+    )
+
+
+def _average_text(kind: str, rule: Any) -> str:
+    return kind if rule is None else f"{kind}, filtered"

@@ -1,0 +1,104 @@
+"""`flairhub ingest`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from flairhub.errors import FlairhubError, UsageError
+
+
+@click.command()
+@click.option(
+    "--config", "config_path", type=click.Path(path_type=Path), help="Training configuration: folder or file."
+)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a configuration key.")
+@click.option(
+    "--cube", type=click.Path(path_type=Path), help="Store to write; default: paths.cube of the configuration."
+)
+@click.option("--root", type=click.Path(path_type=Path), help="Folder in the published layout, instead of the CSVs.")
+@click.option("--modality", "modalities", multiple=True, help="Only this modality (repeatable).")
+@click.option("--domain", "domains", multiple=True, help="Only this domain, e.g. D012-2019 (repeatable).")
+@click.option("--overwrite", is_flag=True, help="Replace an existing cube.")
+@click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Local worker processes.")
+@click.option("--scheduler", help="Address of a running dask scheduler, tcp://host:port.")
+@click.option(
+    "--codec",
+    type=click.Choice(["balanced", "fast", "dense", "none"]),
+    default="balanced",
+    show_default=True,
+    help="How chunks are compressed.",
+)
+@click.option("--shard", type=click.IntRange(min=1), help="Patches per shard; default: by size.")
+@click.option(
+    "--on-error",
+    type=click.Choice(["raise", "skip"]),
+    default="raise",
+    show_default=True,
+    help="Stop at a bad file, or record its patch as missing.",
+)
+def command(
+    config_path: Path | None,
+    overrides: tuple[str, ...],
+    cube: Path | None,
+    root: Path | None,
+    modalities: tuple[str, ...],
+    domains: tuple[str, ...],
+    overwrite: bool,
+    workers: int,
+    scheduler: str | None,
+    codec: str,
+    shard: int | None,
+    on_error: str,
+) -> None:
+    """Convert FLAIR-HUB files to a Zarr cube.
+
+    A run that was stopped continues when it is called again.
+
+    \b
+    Examples:
+      flairhub ingest --config configs/ --cube hub.zarr
+      flairhub ingest --root FLAIR-HUB/ --cube toy.zarr --modality AERIAL_RGBI --modality AERIAL_LABEL-COSIA
+    """
+    from flairhub.cli.console import console, progress_bar
+    from flairhub.ingest import ingest
+
+    config = None
+    if config_path is not None:
+        from flairhub.config import load_train_config
+
+        config = load_train_config(config_path, overrides)
+    elif overrides:
+        raise UsageError("--set changes keys of a configuration; pass --config too.")
+    target = cube or (Path(config.paths.cube) if config is not None and config.paths.cube else None)
+    if target is None:
+        raise UsageError("no cube to write: pass --cube PATH, or set paths.cube in the configuration.")
+    with progress_bar() as progress:
+        report = ingest(
+            config,
+            cube=target,
+            root=root,
+            modalities=modalities or None,
+            domains=domains or None,
+            overwrite=overwrite,
+            workers=workers,
+            scheduler=scheduler,
+            on_error=on_error,
+            codec=codec,
+            shard=shard,
+            progress=progress,
+        )
+    if report.already_complete:
+        console.print(f"{report.cube}: complete already, nothing to do.", soft_wrap=True)
+    else:
+        reused = f", {report.n_reused} from an earlier run" if report.n_reused else ""
+        console.print(
+            f"{report.cube}: {report.n_patches} patches, {len(report.modalities)} modalities, {report.n_jobs} shards"
+            f"{reused}, {report.n_bytes / 2**20:.1f} MiB in {report.seconds:.1f} s.",
+            soft_wrap=True,
+        )
+    for name, patch_id, reason in report.skipped:
+        console.print(f"skipped {name} {patch_id}: {reason}", soft_wrap=True, markup=False)
+    if report.skipped:
+        raise FlairhubError(f"{len(report.skipped)} patches were bad and are recorded as missing.")
