@@ -21,6 +21,8 @@ from flairhub.modalities import INPUTS, LABELS
 
 Config = TypeVar("Config", bound=BaseModel)
 
+_PRUNING_ROUNDS = 3  # leaving out a list's entry may make the list wrong, and that its section
+
 _SKELETONS: dict[type[BaseModel], dict[str, Any]] = {
     TrainConfig: {
         "paths": {"out_folder": "."},
@@ -140,11 +142,23 @@ def _overlap(path: KeyPath, other: KeyPath) -> bool:
 def _without(schema: type[Config], data: dict[Any, Any], problems: Iterable[Problem]) -> Config | None:
     """Validate again with the wrong values left out, so that the other checks still find what they can."""
     paths = [problem.path for problem in problems]
-    data = _completed(_pruned(data, paths, ()), _SKELETONS[schema])
-    try:
-        return schema.model_validate(data)
-    except ValidationError:
-        return None
+    for _ in range(_PRUNING_ROUNDS):
+        data = _completed(_pruned(data, paths, ()), _SKELETONS[schema])
+        try:
+            return schema.model_validate(data)
+        except ValidationError as error:
+            paths = [_present(data, problem.path) for problem in problems_of(error, schema)]
+    return None
+
+
+def _present(data: Any, path: KeyPath) -> KeyPath:
+    """Cut a path to what exists, so that a missing key without skeleton takes its section with it."""
+    for depth, part in enumerate(path):
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
+            return path[: max(depth, 1)]
+    return path
 
 
 def _pruned(value: Any, paths: Sequence[KeyPath], here: KeyPath) -> Any:
@@ -152,8 +166,6 @@ def _pruned(value: Any, paths: Sequence[KeyPath], here: KeyPath) -> Any:
         kept = {key: entry for key, entry in value.items() if (*here, key) not in paths}
         return {key: _pruned(entry, paths, (*here, key)) for key, entry in kept.items()}
     if isinstance(value, (list, tuple)):
-        if any(path[:-1] == here and len(value) == path[-1] for path in paths):
-            return None  # too short
         return [_pruned(entry, paths, (*here, i)) for i, entry in enumerate(value) if (*here, i) not in paths]
     return value
 

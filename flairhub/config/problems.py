@@ -122,12 +122,12 @@ def _key_hint(path: KeyPath, schema: type[BaseModel]) -> str:
     name = str(path[-1])
     if RENAMED.get(name) in known:
         return f" It is called {RENAMED[name]} here."
-    hint = suggest(name, known)
-    if hint:
-        return hint
     homes = [key_text(home) for home in _homes(schema, name)]
     if homes:
         return f" Did you mean {' or '.join(homes[:2])}?"
+    hint = suggest(name, known)
+    if hint:
+        return hint
     return f" Known: {', '.join(known)}." if known else ""
 
 

@@ -1,0 +1,137 @@
+"""Every pipeline loads, and each published row has the inputs and labels of the baseline table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flairhub.config import input_preparations, label_tasks, load_config, load_train_config, load_zonal_config
+from flairhub.modalities import MODALITIES
+from flairhub.prepare import ImagePreparation
+
+PIPELINES = Path(__file__).parents[1] / "pipelines"
+FILES = ["config_modalities.yaml", "config_models.yaml", "config_supervision.yaml", "config_task.yaml"]
+COSIA, LPIS = "AERIAL_LABEL-COSIA", "ALL_LABEL-LPIS"
+COLUMNS = {
+    "aerial": ["AERIAL_RGBI"],
+    "historical": ["AERIAL-RLT_PAN"],
+    "elevation": ["DEM_ELEV"],
+    "spot": ["SPOT_RGBI"],
+    "s2": ["SENTINEL2_TS"],
+    "s1": ["SENTINEL1-ASC_TS", "SENTINEL1-DESC_TS"],
+}
+ROWS = {
+    "lc_a": "aerial",
+    "lc_b": "aerial elevation",
+    "lc_c": "aerial elevation spot",
+    "lc_d": "aerial s2",
+    "lc_e": "aerial s1",
+    "lc_f": "aerial s2 s1",
+    "lc_g": "s2",
+    "lc_h": "s1",
+    "lc_i": "spot",
+    "lc_j": "elevation",
+    "lc_k": "aerial historical",
+    "lc_l": "aerial elevation spot s2 s1",
+    "lc_all": "aerial historical elevation spot s2 s1",
+    "lpis_a": "aerial",
+    "lpis_b": "aerial spot",
+    "lpis_c": "aerial s2",
+    "lpis_d": "aerial s2 s1",
+    "lpis_e": "aerial spot s2",
+    "lpis_f": "s2",
+    "lpis_g": "s1",
+    "lpis_h": "s2 s1",
+    "lpis_i": "spot s2 s1",
+    "lpis_j": "aerial spot s2 s1",
+    "lpis_k": "spot",
+}
+OTHERS = {"smoke", "toy"}
+NOT_TRAINING = {"zonal", "slurm"}
+
+
+def test_nothing_else_lies_there():
+    folders = {path.name for path in PIPELINES.iterdir() if path.is_dir()}
+    assert folders == set(ROWS) | OTHERS | NOT_TRAINING
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_published_row(name):
+    config = load_train_config(PIPELINES / name)
+    inputs = [modality for column in ROWS[name].split() for modality in COLUMNS[column]]
+    label, n_classes = (COSIA, 19) if name.startswith("lc") else (LPIS, 23)
+    assert list(config.modalities.active) == [modality for modality in MODALITIES if modality in inputs]
+    assert [(task.label, task.level, task.n_classes) for task in label_tasks(config)] == [(label, 1, n_classes)]
+    assert {key for key, on in config.modalities.aux_loss.items() if on} == (set(inputs) if len(inputs) > 1 else set())
+    assert config.models.monotemp_model.arch == "swin_base_patch4_window12_384-upernet"
+    assert config.models.monotemp_model.pretrained is True
+    assert config.paths.out_model_name == name
+    options = config.hyperparams
+    assert (options.batch_size, options.learning_rate, options.num_epochs) == (5, 5e-5, 150)
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_channels_of_the_published_weights(name):
+    """The channel numbers of the golden networks; statistics follow their bands."""
+    expected = dict(zip(COLUMNS["aerial"] + COLUMNS["historical"] + COLUMNS["elevation"], (3, 1, 2), strict=True))
+    expected |= {"SPOT_RGBI": 3, "SENTINEL2_TS": 10, "SENTINEL1-ASC_TS": 2, "SENTINEL1-DESC_TS": 2}
+    for modality, preparation in input_preparations(load_train_config(PIPELINES / name)).items():
+        assert preparation.n_channels(len(MODALITIES[modality].bands)) == expected[modality]
+        if isinstance(preparation, ImagePreparation):
+            assert len(preparation.means) == len(preparation.stds) == expected[modality]
+
+
+def test_infrared_comes_first_with_its_own_statistics():
+    preparation = input_preparations(load_train_config(PIPELINES / "lc_a"))["AERIAL_RGBI"]
+    assert preparation.channels == (4, 1, 2)
+    assert preparation.means == (106.59, 105.66, 111.35)
+    assert preparation.stds == (39.78, 52.23, 45.62)
+
+
+@pytest.mark.parametrize("name", sorted(OTHERS))
+def test_other_trainings(name):
+    config = load_train_config(PIPELINES / name)
+    assert {task.label for task in label_tasks(config)} == {COSIA, LPIS}
+    assert config.modalities.active == ("AERIAL_RGBI", "SENTINEL2_TS")
+
+
+def test_smoke_is_small_and_offline():
+    config = load_train_config(PIPELINES / "smoke")
+    assert config.models.monotemp_model.pretrained is False
+    assert config.hardware.accelerator == "cpu"
+    assert config.hyperparams.num_epochs == 1
+
+
+@pytest.mark.parametrize("name", [*sorted(ROWS), *sorted(OTHERS)])
+def test_four_files_that_stand_alone(name):
+    assert sorted(path.name for path in (PIPELINES / name).iterdir()) == FILES
+
+
+@pytest.mark.parametrize("path", sorted((PIPELINES / "zonal").iterdir()), ids=lambda path: path.stem)
+def test_zonal(path):
+    config = load_zonal_config(path)
+    assert config == load_config(path)
+    assert config.is_bundle == (path.stem == "bundle")
+
+
+@pytest.mark.parametrize("name", ["lc_a", "lc_l"])
+def test_zonal_prepares_like_training(name):
+    """The same bands, heights, statistics and averages; only the fill is the published one."""
+    published_fill = ["modalities.pre_processings.temporal_average_fill=published"]
+    trained = load_train_config(PIPELINES / name, published_fill)
+    mapped = load_zonal_config(PIPELINES / "zonal" / f"{name}.yaml")
+    assert input_preparations(mapped) == input_preparations(trained)
+
+
+def test_scripts_name_pipelines_and_keys_that_exist():
+    for script in (PIPELINES / "slurm").iterdir():
+        words = script.read_text(encoding="utf-8").replace("=", " ").replace('"', " ").replace("-}", " ").split()
+        for word in words:
+            for part in word.split(","):
+                if part.startswith("pipelines/"):
+                    assert (PIPELINES.parent / part.rstrip("}:")).exists(), (script.name, part)
+    settings = {"num_nodes": "2", "gpus_per_node": "4", "strategy": "ddp", "num_workers": "8"}
+    overrides = [f"hardware.{key}={value}" for key, value in settings.items()] + ["saving.enable_progress_bar=false"]
+    assert load_train_config(PIPELINES / "lc_l", overrides).hardware.num_nodes == 2
+    assert load_zonal_config(PIPELINES / "zonal" / "bundle.yaml", ["threads=8"]).threads == 8
