@@ -149,11 +149,10 @@ class ZarrBackend:
         from zarr.core.buffer import default_buffer_prototype
         from zarr.core.sync import sync
 
-        key = f"{self._array.path}/{self._key(shard)}"
-        length = index_bytes(self._n_chunks)
-        request = self._array.store.get(key, default_buffer_prototype(), byte_range=SuffixByteRequest(length))
+        place = self._array.store_path / self._key(shard)
+        request = SuffixByteRequest(index_bytes(self._n_chunks))
         try:
-            tail = sync(request)
+            tail = sync(place.get(default_buffer_prototype(), byte_range=request))
             if tail is None:
                 raise ChunkProblem("is absent: its shard file does not exist")
             index = parse_index(np.frombuffer(tail.to_bytes(), dtype=np.uint8), self._n_chunks, 2**62)

@@ -1,0 +1,124 @@
+"""Checking a whole cube: every file against the journal, every chunk against its checksum."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+
+from flairhub.cube.cube import Cube, is_local
+from flairhub.cube.reader import ArrayReader
+from flairhub.cube.spec import INGEST, JOURNAL
+from flairhub.errors import CubeError
+from flairhub.progress import Progress, silent
+
+STAGE = "verify"
+_PIECE_BYTES = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a check found.
+
+    Attributes:
+        n_chunks: Chunks that were read and decoded.
+        n_files: Files that were compared with the journal.
+        damage: One message per damaged or absent chunk, table or file; empty = the cube is whole.
+    """
+
+    n_chunks: int
+    n_files: int
+    damage: tuple[str, ...]
+
+
+def verify(cube: Cube, progress: Progress | None = None) -> Verification:
+    """Read every chunk and check every file.
+
+    Args:
+        cube: An open cube.
+        progress: Told the number of checked patches, over all arrays.
+    """
+    report = progress or silent
+    damage = list(_tables(cube))
+    readers = list(_readers(cube))
+    total, done, n_chunks = sum(reader.shape[0] for reader, _ in readers), 0, 0
+    for reader, present in readers:
+        for index in range(reader.shape[0]):
+            if present[index]:
+                damage.extend(reader.problems(index))
+                n_chunks += reader.n_levels
+            done += 1
+            report(STAGE, done, total)
+    n_files = 0
+    if is_local(cube.path):
+        for name, problem in _files(Path(cube.path)):
+            n_files += 1
+            # A damaged chunk says more than its file does.
+            if problem and not any(name.split("/c/")[0] in message for message in damage):
+                damage.append(f"{cube.path}: {name} {problem}")
+    return Verification(n_chunks, n_files, tuple(damage))
+
+
+def _readers(cube: Cube) -> Iterator[tuple[ArrayReader, Any]]:
+    for name in cube.modalities:
+        present = cube.present(name)
+        yield cube.array(name), present
+        for average in cube.info(name).get("averages", []):
+            yield cube.average(name, average), present
+
+
+def _tables(cube: Cube) -> Iterator[str]:
+    for read in (lambda: cube.patches, *(_table_reads(cube, name) for name in cube.modalities)):
+        try:
+            read()
+        except CubeError as error:
+            yield str(error)
+
+
+def _table_reads(cube: Cube, name: str) -> Any:
+    def read() -> None:
+        cube.present(name)
+        cube.averages(name)
+        if "time" in cube.array(name).dims:
+            series = cube.series(name)
+            counted = (~np.isnat(series.dates)).sum(axis=1)
+            if (counted != series.n_dates).any():
+                raise CubeError(f"{cube.path}: {name}: dates and n_dates disagree. Ingest again with --overwrite.")
+
+    return read
+
+
+def _files(store: Path) -> Iterator[tuple[str, str]]:
+    """Compare files with the journal: (name, what is wrong or empty)."""
+    journal = store / INGEST / JOURNAL
+    try:
+        lines = [line for line in journal.read_bytes().split(b"\n") if line]
+    except OSError as error:
+        yield f"{INGEST}/{JOURNAL}", f"cannot be read: {error.strerror}"
+        return
+    for number, line in enumerate(lines, start=1):
+        checksum, _, text = line.partition(b" ")
+        if checksum.decode(errors="replace") != f"{google_crc32c.value(text):08x}":
+            yield f"{INGEST}/{JOURNAL}", f"line {number} is damaged"
+            continue
+        for name, (length, crc) in json.loads(text)["files"].items():
+            yield name, _compare(store / name, length, crc)
+
+
+def _compare(path: Path, length: int, crc: int) -> str:
+    try:
+        size = path.stat().st_size
+        if size != length:
+            return f"has {size} bytes, the journal says {length}"
+        found = 0
+        with path.open("rb") as stream:
+            while piece := stream.read(_PIECE_BYTES):
+                found = google_crc32c.extend(found, piece)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return "" if found == crc else "does not fit the checksum in the journal"

@@ -1,0 +1,179 @@
+"""Opening a cube: the patch table, xarray, and everything that is no cube."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from makers import PatchFiles
+
+import flairhub as fh
+from flairhub.cube.verify import verify
+from flairhub.errors import CubeError, UsageError
+from flairhub.modalities import MODALITIES
+
+
+@pytest.fixture(scope="module")
+def cube_path(patch_files: PatchFiles, make_cube: Callable[..., Path]) -> Path:
+    return make_cube(patch_files)
+
+
+@pytest.fixture
+def copy(cube_path: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(cube_path, tmp_path / "copy.zarr"))
+
+
+def test_patch_table(cube_path: Path, patch_files: PatchFiles) -> None:
+    cube = fh.open_cube(cube_path)
+    table = cube.patches
+    assert cube.patch_ids == patch_files.patch_ids
+    assert cube.n_patches == len(table) == 8
+    ids = [f"{d}_{r}_{row}-{col}" for d, r, row, col in zip(table.domain, table.roi, table.row, table.col, strict=True)]
+    assert ids == cube.patch_ids
+    assert table.col[:2].tolist() == [9, 10], "cells are sorted as numbers"
+    assert table.split.tolist() == [patch_files.splits[patch_id] for patch_id in cube.patch_ids]
+    assert table.in_split("valid").tolist() == [1, 5]
+    origins = np.array([patch_files.origins[patch_id] for patch_id in cube.patch_ids])
+    np.testing.assert_allclose(np.stack([table.x_min, table.y_max], axis=1), origins, atol=1e-6)
+    assert table.footprint_m == pytest.approx((102.4, 102.4))
+    assert "Lambert-93" in table.crs_wkt
+
+
+def test_indices(cube_path: Path, patch_files: PatchFiles) -> None:
+    cube = fh.open_cube(cube_path)
+    assert cube.indices(patch_files.patch_ids[::-1]).tolist() == [7, 6, 5, 4, 3, 2, 1, 0]
+    with pytest.raises(CubeError, match="1 of 2 patches are not in the cube: D999_X_1-1"):
+        cube.indices([patch_files.patch_ids[0], "D999_X_1-1"])
+
+
+def test_xarray_opens_every_group_without_a_warning(cube_path: Path, patch_files: PatchFiles) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        xr.open_zarr(cube_path)
+        patches = xr.open_zarr(cube_path, group="patches").load()
+        assert patches.patch_id.values.tolist() == patch_files.patch_ids
+        for name, row in MODALITIES.items():
+            group = xr.open_zarr(cube_path, group=name).load()
+            labels = "level" if name in ("AERIAL_LABEL-COSIA", "ALL_LABEL-LPIS") else "band"
+            assert group[labels].values.tolist() == list(row.bands)
+            assert group.patch_id.values.tolist() == patch_files.patch_ids
+            if name in patch_files.dates:
+                for position, patch_id in enumerate(patch_files.patch_ids):
+                    days = group.date.values[position, : int(group.n_dates[position])].astype("datetime64[D]")
+                    np.testing.assert_array_equal(days, patch_files.dates[name][patch_id])
+        tree = xr.open_datatree(cube_path, engine="zarr")
+        assert set(tree.children) == {*MODALITIES, "patches", "ingest"}
+        tree.close()
+
+
+def test_to_xarray_is_lazy_and_right(cube_path: Path, patch_files: PatchFiles) -> None:
+    cube = fh.open_cube(cube_path)
+    for name in ("SPOT_RGBI", "SENTINEL1-ASC_TS", "ALL_LABEL-LPIS"):
+        dataset = cube.to_xarray(name)
+        assert dataset.data.chunks is not None
+        assert dataset.data.dtype == MODALITIES[name].dtype
+        np.testing.assert_array_equal(dataset.data.values, cube.read(name, range(8)))
+        assert dataset.patch_id.values.tolist() == patch_files.patch_ids
+    assert dataset.level.values.tolist() == ["LPIS-23", "LPIS-31", "LPIS-46"]
+
+
+def test_statistics_are_those_of_the_values(cube_path: Path, patch_files: PatchFiles) -> None:
+    cube = fh.open_cube(cube_path)
+    for name in ("AERIAL_RGBI", "DEM_ELEV", "SPOT_RGBI", "SENTINEL2_TS"):
+        stored = cube.info(name)["statistics"]
+        axis = 1 if MODALITIES[name].is_series else 0
+        arrays = [np.moveaxis(values, axis, 0) for values in patch_files.arrays[name].values()]
+        for band, entry in enumerate(stored):
+            values = np.concatenate([array[band].ravel() for array in arrays]).astype(np.float64)
+            assert entry["band"] == MODALITIES[name].bands[band]
+            assert entry["count"] == values.size
+            assert entry["invalid"] == 0
+            assert (entry["min"], entry["max"]) == (values.min(), values.max())
+            assert entry["mean"] == pytest.approx(values.mean(), rel=1e-9)
+            assert entry["std"] == pytest.approx(values.std(), rel=1e-7)
+    counts = cube.info("AERIAL_LABEL-COSIA")["class_counts"][0]
+    labels = np.concatenate([values.ravel() for values in patch_files.arrays["AERIAL_LABEL-COSIA"].values()])
+    assert counts == np.bincount(labels, minlength=19).tolist()
+
+
+def test_unknown_names(cube_path: Path, patch_files: PatchFiles, make_cube: Callable[..., Path]) -> None:
+    with pytest.raises(UsageError, match=r"unknown modality 'AERIAL_RGB'. Did you mean AERIAL_RGBI"):
+        fh.open_cube(cube_path).array("AERIAL_RGB")
+    few = fh.open_cube(make_cube(patch_files, modalities=("SPOT_RGBI", "SENTINEL1-ASC_TS")))
+    assert few.modalities == ("SPOT_RGBI", "SENTINEL1-ASC_TS")
+    with pytest.raises(CubeError, match="DEM_ELEV is not in the cube, it holds SPOT_RGBI, SENTINEL1-ASC_TS"):
+        few.read("DEM_ELEV", [0])
+    with pytest.raises(UsageError, match="SPOT_RGBI is no time series"):
+        few.series("SPOT_RGBI")
+    with pytest.raises(CubeError, match="has no monthly averages, found: none"):
+        few.read_average("SENTINEL1-ASC_TS", "monthly", [0])
+
+
+def test_what_is_no_cube(tmp_path: Path, copy: Path) -> None:
+    with pytest.raises(CubeError, match="does not exist"):
+        fh.open_cube(tmp_path / "nothing.zarr")
+    with pytest.raises(CubeError, match="is no cube"):
+        fh.open_cube(tmp_path)
+    zarr.create_group(str(tmp_path / "other.zarr"))
+    with pytest.raises(CubeError, match="a Zarr store, but no cube of flairhub"):
+        fh.open_cube(tmp_path / "other.zarr")
+    for key, value, message in (
+        ("status", "building", r"not complete \(status 'building'\). Run the same `flairhub ingest` again"),
+        ("format", 2, "cube format 2, this version reads format 1"),
+    ):
+        document = json.loads((copy / "zarr.json").read_text())
+        document["attributes"]["flairhub"][key] = value
+        (copy / "zarr.json").write_text(json.dumps(document))
+        with pytest.raises(CubeError, match=message):
+            fh.open_cube(copy)
+    (copy / "zarr.json").write_text("{")
+    with pytest.raises(CubeError, match="cannot be opened as a Zarr group"):
+        fh.open_cube(copy)
+
+
+def test_an_absent_or_damaged_table_is_no_table_of_fill_values(copy: Path) -> None:
+    chunk = copy / "patches" / "patch_id" / "c" / "0"
+    data = bytearray(chunk.read_bytes())
+    data[5] ^= 1
+    chunk.write_bytes(data)
+    with pytest.raises(CubeError, match="patches/patch_id is damaged"):
+        _ = fh.open_cube(copy).patch_ids
+    chunk.unlink()
+    with pytest.raises(CubeError, match="patches/patch_id: 1 of 1 chunks are absent"):
+        _ = fh.open_cube(copy).patch_ids
+
+
+def test_verify_lists_all_damage(copy: Path, patch_files: PatchFiles) -> None:
+    whole = verify(fh.open_cube(copy))
+    assert whole.damage == ()
+    assert whole.n_chunks == 8 * (9 + 3)
+    assert whole.n_files == 10
+    first = copy / "DEM_ELEV/data/c/0/0/0/0"
+    data = bytearray(first.read_bytes())
+    data[3] ^= 1
+    first.write_bytes(data)
+    (copy / "SPOT_RGBI/data/c/0/0/0/0").unlink()
+    (copy / "SENTINEL1-ASC_TS/date/c/0/0").unlink()
+    found = verify(fh.open_cube(copy)).damage
+    assert sum("DEM_ELEV/data: chunk 0 " in message for message in found) == 1
+    assert sum("SPOT_RGBI/data: chunk" in message and "absent" in message for message in found) == 8
+    assert all(any(patch_id in message for message in found) for patch_id in patch_files.patch_ids)
+    assert sum("SENTINEL1-ASC_TS/date" in message for message in found) == 1
+    assert len(found) == 10
+
+
+def test_verify_checks_files_and_journal(copy: Path) -> None:
+    journal = copy / "ingest" / "journal.jsonl"
+    lines = journal.read_bytes().split(b"\n")
+    lines[0] = lines[0].replace(b'"job"', b'"jab"')
+    journal.write_bytes(b"\n".join(lines))
+    assert [message.split(": ", 1)[1] for message in verify(fh.open_cube(copy)).damage] == [
+        "ingest/journal.jsonl line 1 is damaged"
+    ]
