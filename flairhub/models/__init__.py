@@ -6,16 +6,25 @@ from flairhub.models.build import build_network
 from flairhub.models.bundle import Model, load_model, save_bundle
 from flairhub.models.from_config import network_spec
 from flairhub.models.network import Network, Output
+from flairhub.models.published import Accounting, load_into, load_published, read_published
+from flairhub.models.sizes import Part, network_parts, published_total
 from flairhub.models.spec import NetworkSpec, SeriesOptions
 
 __all__ = [
+    "Accounting",
     "Model",
     "Network",
     "NetworkSpec",
     "Output",
+    "Part",
     "SeriesOptions",
     "build_network",
+    "load_into",
     "load_model",
+    "load_published",
+    "network_parts",
     "network_spec",
+    "published_total",
+    "read_published",
     "save_bundle",
 ]

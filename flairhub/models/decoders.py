@@ -55,8 +55,13 @@ def _smp_parts(arch: Arch, classes: int, size: int) -> tuple[nn.Module, nn.Modul
     The encoder that smp builds along is thrown away, so it is made without memory where that is possible.
     """
     target = torch.empty(0).device
-    with torch.device("meta"):
-        model = create(arch, channels=1, classes=classes, size=size)
+    try:
+        with torch.device("meta"):
+            model = create(arch, channels=1, classes=classes, size=size)
+    except RuntimeError:  # encoders that read values while they are built
+        with torch.device("cpu" if target.type == "meta" else target):
+            model = create(arch, channels=1, classes=classes, size=size)
+        return model.decoder, model.segmentation_head  # type: ignore[return-value]
     parts = _Parts(model.decoder, model.segmentation_head)  # type: ignore[arg-type]
     owners = [part for part in parts.modules() if _own_tensors(part)]
     if target.type == "meta":

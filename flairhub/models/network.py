@@ -5,7 +5,7 @@ Attribute names are those of the published weights, so that tensors keep their n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import log2
 
@@ -52,9 +52,10 @@ class Network(nn.Module):
 
     Args:
         spec: What to build.
+        make_encoder: Builds an image encoder from architecture, channels and size.
     """
 
-    def __init__(self, spec: NetworkSpec):
+    def __init__(self, spec: NetworkSpec, make_encoder: Callable[[Arch, int, int], ImageEncoder] = ImageEncoder):
         super().__init__()
         self.spec = spec
         self.arch: Arch | None = parse_arch(spec.arch) if spec.images else None
@@ -62,14 +63,14 @@ class Network(nn.Module):
         levels: dict[str, tuple[int, ...]] = {}
         for name in spec.images:
             assert self.arch is not None
-            self.encoders[name] = ImageEncoder(self.arch, spec.inputs[name], spec.sizes[name])
+            self.encoders[name] = make_encoder(self.arch, spec.inputs[name], spec.sizes[name])
             levels[name] = level_channels(self._out_channels(name))
         self.reference: str | None = spec.images[0] if spec.images else None
         options = spec.series
         if self.reference is not None:
             options = beside_images(options, len(levels[self.reference]))
         for name in spec.time_series:
-            out_widths = series_out_widths(spec) if self._needs_series_logits(name) else None
+            out_widths = series_out_widths(spec) if self.needs_series_logits(name) else None
             self.encoders[name] = UTAE(spec.inputs[name], options, out_widths)
             levels[name] = (options.encoder_widths[-1], *options.decoder_widths[-2::-1])
         self.fusion_handler: Fusion | None = None
@@ -144,7 +145,8 @@ class Network(nn.Module):
             result.aux = {key: _resize(values, size) for key, values in self._aux_logits(images, logits).items()}
         return result
 
-    def _needs_series_logits(self, name: str) -> bool:
+    def needs_series_logits(self, name: str) -> bool:
+        """Whether a series has a block of logits: without images, or for an auxiliary head."""
         return not self.spec.images or name in self.spec.aux
 
     def _image_head(self, modality: str, task: str) -> ImageHead:
