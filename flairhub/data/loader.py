@@ -91,11 +91,6 @@ class BatchLoader:
         self._resume: tuple[int, int] | None = None
 
     @property
-    def sampler(self) -> BatchLoader:
-        """Itself: where Lightning looks for `set_epoch`."""
-        return self
-
-    @property
     def n_samples(self) -> int:
         """Patches of all ranks."""
         return len(self._sampler.indices)

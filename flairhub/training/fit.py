@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from flairhub.data import BatchLoader
 from flairhub.errors import TrainingError
 from flairhub.progress import Progress, silent
-from flairhub.training.checkpoints import check_resumable
-from flairhub.training.folder import RunFolder, write_text
+from flairhub.training.callbacks import Checkpoints, RunReporter, WholeFiles
+from flairhub.training.checkpoints import check_resumable, strip_optimizer
+from flairhub.training.folder import RunFolder
 from flairhub.training.module import SegmentationModule
 
 logger = logging.getLogger(__name__)
@@ -92,6 +91,7 @@ def build_trainer(options: FitOptions, folder: RunFolder, progress: Progress = s
             max_epochs=options.epochs,
             logger=TensorBoardLogger(folder.logs, name="", version=""),
             callbacks=_callbacks(options, folder, progress),
+            plugins=[WholeFiles()],
             enable_progress_bar=options.bar and sys.stderr.isatty(),
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -111,57 +111,16 @@ def resolve_precision(precision: str, accelerator: str) -> str:
 
 
 def _callbacks(options: FitOptions, folder: RunFolder, progress: Progress) -> list[Callback]:
-    common: dict[str, Any] = {
-        "dirpath": folder.checkpoints,
-        "save_on_train_epoch_end": True,
-        "enable_version_counter": False,
-        "auto_insert_metric_name": False,
-    }
     callbacks: list[Callback] = [
-        EarlyStopping(options.monitor, mode=options.mode, patience=options.patience, check_on_train_epoch_end=True),
-        ModelCheckpoint(
-            filename="best",
-            monitor=options.monitor,
-            mode=options.mode,
-            save_weights_only=options.weights_only,
-            **common,
-        ),
-        # Always with the optimizer: what a killed run continues from.
-        LastCheckpoint(filename="last", **common),
         RunReporter(folder, progress, options.log_every),
+        EarlyStopping(options.monitor, mode=options.mode, patience=options.patience, check_on_train_epoch_end=True),
+        Checkpoints(folder, options.monitor, options.mode, options.weights_only),
     ]
     if options.bar and sys.stderr.isatty():
         from lightning.pytorch.callbacks import RichProgressBar
 
         callbacks.append(RichProgressBar(refresh_rate=options.log_every))
     return callbacks
-
-
-class LastCheckpoint(ModelCheckpoint):
-    """A second checkpoint callback with a state of its own."""
-
-    @property
-    def state_key(self) -> str:
-        """Key in the checkpoint."""
-        return "flairhub.LastCheckpoint"
-
-
-class RunReporter(Callback):
-    """Writes `history.json` after every epoch and reports progress."""
-
-    def __init__(self, folder: RunFolder, progress: Progress, every: int):
-        self._folder, self._progress, self._every = folder, progress, every
-
-    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *args: Any) -> None:
-        """Report the step within the epoch."""
-        done, total = trainer.fit_loop.epoch_loop.batch_progress.current.ready, int(trainer.num_training_batches)
-        if done % self._every == 0 or done == total:
-            self._progress(f"train: epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", done, total)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
-        """Write the history so far."""
-        if trainer.is_global_zero:
-            write_text(self._folder.history, json.dumps(module.history, indent=1) + "\n")
 
 
 def run_fit(
@@ -208,8 +167,6 @@ def _finish_checkpoints(folder: RunFolder, options: FitOptions) -> None:
     if not options.keep_last:
         last.unlink()
     elif options.weights_only:
-        from flairhub.training.checkpoints import strip_optimizer
-
         strip_optimizer(last)
 
 
@@ -230,7 +187,3 @@ def quiet_lightning(verbose: bool = False) -> Iterator[None]:
         finally:
             for entry, level in zip(loggers, levels, strict=True):
                 entry.setLevel(level)
-
-
-LoaderFactory = Callable[[int, int], tuple[BatchLoader, BatchLoader]]
-"""Called with (rank, world size)."""

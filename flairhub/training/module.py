@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flairhub.confusion import strict_scores
-from flairhub.data import Batch, Preparation, PreparedBatch, dihedral_codes, prepare_batch
+from flairhub.data import Batch, BatchLoader, Preparation, PreparedBatch, dihedral_codes, prepare_batch
 from flairhub.errors import TrainingError
 from flairhub.training.forward import batch_confusion, network_output
 from flairhub.training.losses import ClassLoss, Criterion, class_loss
@@ -104,8 +104,11 @@ class SegmentationModule(pl.LightningModule):
     # --- training
 
     def on_train_epoch_start(self) -> None:
-        """Start the sums of the epoch."""
+        """Start the sums of the epoch and choose its order; not called when an epoch is resumed in its middle."""
         self._loss_sum, self._loss_count = 0.0, 0
+        loader = self.trainer.train_dataloader
+        if isinstance(loader, BatchLoader):
+            loader.set_epoch(self.current_epoch)
 
     def on_train_batch_start(self, batch: Step, batch_idx: int) -> None:
         """Set learning rate and random state: both follow from the step, so resuming needs neither."""
@@ -153,7 +156,7 @@ class SegmentationModule(pl.LightningModule):
         if step % self.plan.log_every == 0 and self.logger is not None:
             elapsed = max(now - self._last_start, 1e-9)
             values = {
-                "train/loss_step": float(loss),
+                "train/loss_step": float(loss.detach()),
                 "lr": self.plan.schedule.rate(step, self.plateau),
                 "loader_wait": batch.waited_s,
                 "samples_per_s": len(batch.batch) * self.trainer.world_size / elapsed,

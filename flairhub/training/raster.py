@@ -71,9 +71,10 @@ def write_prediction(path: Path, classes: NDArray[np.uint8], task: Task, grid: G
         try:
             with _ungeoreferenced_allowed():
                 with rasterio.open(partial, "w", **profile) as target:
-                    target.write(classes, 1)
+                    # The colour table first: it cannot be added to pixels that are on disk.
                     target.write_colormap(1, colour_table(task))
                     target.set_band_description(1, task.label)
+                    target.write(classes, 1)
                 written = read_classes(partial)
         except RasterioError as error:
             raise DataError(f"{path}: cannot be written: {error}") from error

@@ -19,7 +19,7 @@ from flairhub.config import TrainConfig, resolved_yaml
 from flairhub.cube import Cube, open_cube
 from flairhub.data import BatchLoader
 from flairhub.errors import TrainingError, WeightsError
-from flairhub.models import Network, build_network, load_model, save_bundle
+from flairhub.models import Network, build_network, load_into, load_model, load_published, save_bundle
 from flairhub.progress import Progress, silent
 from flairhub.training.checkpoints import load_weights
 from flairhub.training.evaluate import ConfusionSums, metrics_report, score_files, write_report
@@ -243,45 +243,30 @@ def _initial_network(setup: Setup) -> Network:
     network = build_network(setup.spec, pretrained=setup.pretrained if fresh else False)
     if phases.init_weights:
         assert setup.checkpoint is not None
-        _copy_weights(setup.checkpoint, _network_from(setup, setup.checkpoint), network)
+        load_into(network, setup.checkpoint)
     return network
 
 
-def _network_from(setup: Setup, path: Path) -> Network:
-    """Return the configured network with the weights of a bundle, a checkpoint or published weights."""
-    if path.is_dir():
-        model = load_model(path)
-        if replace(model.spec, modality_dropout={}, sizes={}) != replace(setup.spec, modality_dropout={}, sizes={}):
-            raise WeightsError(
-                f"{path}: is a bundle of another network ({model.spec}) than the configured one ({setup.spec}). "
-                "Use the configuration it was trained with."
-            )
-        return model.network
-    from flairhub.models import load_published
-
-    return load_published(path, setup.spec)
-
-
-def _copy_weights(path: Path, source: Network, target: Network) -> None:
-    try:
-        target.load_state_dict(source.state_dict())
-    except RuntimeError as error:
-        raise WeightsError(f"{path}: its weights do not fit patches of another size: {error}") from error
-
-
 def _load_for_prediction(setup: Setup) -> Network:
+    """Return the network of the bundle, or the configured one with the weights of a file."""
     assert setup.checkpoint is not None
     path = setup.checkpoint
-    if path.is_dir():
-        model = load_model(path)
-        differing = [name for name, value in setup.preparations.items() if model.preparations.get(name) != value]
-        if differing:
+    if not path.is_dir():
+        return load_published(path, setup.spec)
+    model = load_model(path)
+    for what, there, here in (
+        ("inputs", dict(model.spec.inputs), dict(setup.spec.inputs)),
+        ("tasks", dict(model.spec.tasks), dict(setup.spec.tasks)),
+        ("preparation", model.preparations, dict(setup.preparations)),
+    ):
+        if there != here:
+            differing = sorted(name for name in {*there, *here} if there.get(name) != here.get(name))
             raise WeightsError(
-                f"{path}: was trained with another preparation of {', '.join(differing)} than the configured one: "
-                f"{[model.preparations.get(name) for name in differing]} there, "
-                f"{[setup.preparations[name] for name in differing]} here. Use the configuration it was trained with."
+                f"{path}: was trained with another {what} than the configured one: "
+                + "; ".join(f"{name}: {there.get(name)} there, {here.get(name)} here" for name in differing)
+                + ". Predict with the configuration it was trained with."
             )
-    return _network_from(setup, path)
+    return model.network
 
 
 def _predict(setup: Setup, cube: Cube, network: Network, progress: Progress) -> ConfusionSums:

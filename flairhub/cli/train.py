@@ -1,0 +1,90 @@
+"""`flairhub train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from flairhub.training import TrainResult
+
+
+@click.command()
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Training configuration: folder of the four YAML files, or one file.",
+)
+@click.option(
+    "--cube", type=click.Path(path_type=Path), help="Cube to train from; without it paths.cube, else ingest first."
+)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a configuration key.")
+@click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run of the same name.")
+def command(config_path: Path, cube: Path | None, overrides: tuple[str, ...], overwrite: bool) -> None:
+    """Train, predict and score as the configuration's tasks say.
+
+    Results go to <paths.out_folder>/<paths.out_model_name>.
+
+    \b
+    Examples:
+      flairhub train --config configs/ --cube hub.zarr
+      flairhub train --config configs/ --cube hub.zarr --set hyperparams.num_epochs=3 --overwrite
+      flairhub train --config configs/ --cube hub.zarr --set tasks.metrics_only=true
+    """
+    from flairhub.cli.console import console, error_console, progress_bar
+    from flairhub.config import load_train_config, resolved_yaml
+
+    if cube is not None:
+        overrides = (*overrides, f"paths.cube={cube}")
+    config = load_train_config(config_path, overrides)
+    if config.saving.verbose_config:
+        console.print(resolved_yaml(config), markup=False, highlight=False)
+    if cube is None and not (config.paths.cube and Path(config.paths.cube).exists()):
+        error_console.print("No cube given: ingesting first.")
+    from flairhub.training import train
+
+    with progress_bar() as progress:
+        result = train(config, cube=cube, overwrite=overwrite, progress=progress)
+    if result.metrics:
+        console.print(_scores(result))
+    for name, value in _paths(result):
+        console.print(f"{name}: {value}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _scores(result: TrainResult) -> Table:
+    from rich.table import Table
+
+    table = Table("task", "patches", "mIoU", "overall accuracy", "mIoU, published protocol", title="Test scores")
+    for name, entry in result.metrics["tasks"].items():
+        strict, published = entry["strict"], entry["published"]["Avg_metrics"]
+        table.add_row(
+            name,
+            str(entry["n_patches"]),
+            _percent(strict["miou"]),
+            _percent(strict["overall_accuracy"]),
+            f"{published[0]:.1f} %",
+        )
+    return table
+
+
+def _percent(share: float | None) -> str:
+    return "undefined" if share is None else f"{100 * share:.1f} %"
+
+
+def _paths(result: TrainResult) -> list[tuple[str, str]]:
+    found = [("run", str(result.folder)), ("cube", str(result.cube))]
+    if result.bundle is not None:
+        found.append(("model", str(result.bundle)))
+    if result.metrics_path is not None:
+        found.append(("metrics", str(result.metrics_path)))
+    found += [(f"predictions {task}", str(folder)) for task, folder in result.predictions.items()]
+    if result.skipped_batches:
+        found.append(("skipped batches without a labelled pixel", str(result.skipped_batches)))
+    found.append(("seconds", ", ".join(f"{phase} {value:.1f}" for phase, value in result.seconds.items())))
+    return found

@@ -1,0 +1,124 @@
+"""What happens at the end of every epoch: checkpoints, history, progress."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback, Checkpoint
+
+from flairhub.errors import TrainingError
+from flairhub.progress import Progress
+from flairhub.training.folder import PARTIAL, RunFolder, write_atomically, write_text
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint straight to disk, under a temporary name until it is complete and synced."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint; see Lightning's `CheckpointIO`."""
+
+        def write(partial: Path) -> None:
+            with partial.open("wb") as stream:
+                torch.save(checkpoint, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+
+        write_atomically(Path(path), write)
+
+
+class Checkpoints(Checkpoint):
+    """Keeps `last.ckpt` after every epoch and `best.ckpt` after the best one.
+
+    `last.ckpt` always holds the optimizer, so that a killed run can go on; `best.ckpt` is the same file when it may.
+    A kill between the two leaves an older `last.ckpt`, from which the best epoch comes out again.
+    """
+
+    def __init__(self, folder: RunFolder, monitor: str, mode: str, weights_only: bool):
+        """Choose what is best.
+
+        Args:
+            folder: Where the checkpoints go.
+            monitor: Logged value.
+            mode: `max` or `min`.
+            weights_only: `best.ckpt` without optimizer state.
+        """
+        self._folder, self._monitor, self._sign = folder, monitor, 1.0 if mode == "max" else -1.0
+        self._weights_only = weights_only
+        self.best: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best value so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back the best value."""
+        self.best = state_dict["best"]
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the checkpoints of a finished epoch.
+
+        Raises:
+            TrainingError: The monitored value is not logged.
+        """
+        logged = trainer.callback_metrics
+        if self._monitor not in logged:
+            raise TrainingError(
+                f"saving.ckpt_monitor: {self._monitor!r} is not logged. Choose one of {', '.join(sorted(logged))}."
+            )
+        value = float(logged[self._monitor])
+        better = self.best is None or self._sign * value > self._sign * self.best
+        self.best = value if better else self.best
+        best, last = self._folder.best_checkpoint, self._folder.last_checkpoint
+        new = last.with_name("new.ckpt")
+        trainer.save_checkpoint(new)
+        if better and self._weights_only:
+            trainer.save_checkpoint(best, weights_only=True)
+        if trainer.is_global_zero:
+            if better and not self._weights_only:
+                _same_file(new, best)
+            os.replace(new, last)
+        trainer.strategy.barrier()
+
+
+def _same_file(source: Path, target: Path) -> None:
+    """Give a finished file a second name, replacing what has it."""
+    partial = target.with_name(target.name + PARTIAL)
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(source, partial)
+    except OSError:
+        # No hard links on this file system.
+        shutil.copyfile(source, partial)
+    os.replace(partial, target)
+
+
+class RunReporter(Callback):
+    """Writes `history.json` after every epoch and reports progress."""
+
+    def __init__(self, folder: RunFolder, progress: Progress, every: int):
+        """Choose where to report.
+
+        Args:
+            folder: Of the run.
+            progress: Told about steps.
+            every: Steps between two reports.
+        """
+        self._folder, self._progress, self._every = folder, progress, every
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        """Report the step within the epoch."""
+        done, total = trainer.fit_loop.epoch_loop.batch_progress.current.ready, int(trainer.num_training_batches)
+        if done % self._every == 0 or done == total:
+            self._progress(f"train: epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", done, total)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Write the history so far."""
+        if trainer.is_global_zero:
+            write_text(self._folder.history, json.dumps(pl_module.history, indent=1) + "\n")
