@@ -139,19 +139,19 @@ def known_keys(schema: type[BaseModel], path: KeyPath) -> list[str]:
             inside_container = False
             continue
         info = section.model_fields.get(str(part))
-        models = list(_models(info.annotation)) if info else []
+        models = list(models_in(info.annotation)) if info else []
         if not info or not models:
             return []
         section, inside_container = models[0], _is_container(info.annotation)
     return [] if inside_container else list(section.model_fields)
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     """Sections named in an annotation, inside containers and options too."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):
-        yield from _models(argument)
+        yield from models_in(argument)
 
 
 def _is_container(annotation: Any) -> bool:
@@ -163,5 +163,5 @@ def _homes(schema: type[BaseModel], name: str) -> Iterator[KeyPath]:
     for key, info in schema.model_fields.items():
         if key == name:
             yield (key,)
-        for model in _models(info.annotation):
+        for model in models_in(info.annotation):
             yield from ((key, *rest) for rest in _homes(model, name))

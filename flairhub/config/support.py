@@ -22,8 +22,10 @@ class NotYet:
     reason: str
 
 
-NOT_YET: dict[str, NotYet] = {}
-"""By key path, for example `"models.multitemp_model.padding_mode": NotYet(lambda v: v != "reflect", "...")`."""
+NOT_YET: dict[str, NotYet] = {
+    "hardware.scheduler": NotYet(lambda value: True, "pass --scheduler to flairhub ingest, and train from its cube."),
+}
+"""Refused options by key path; an entry goes when its option works."""
 
 
 def unsupported(config: Any) -> Iterator[Problem]:
