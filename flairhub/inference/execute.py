@@ -41,7 +41,7 @@ def job_executor(workers: int, scheduler: str | None) -> Iterator[Executor]:
 
     if scheduler == "processes":
         with (
-            LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+            LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
             Client(cluster) as client,
         ):
             yield client.get_executor(pure=False)

@@ -297,7 +297,7 @@ def _result(plan: MapPlan, ref: ModelRef, work: Work, target: _Target, before: i
 def _tags(zone: Zone, ref: ModelRef) -> dict[str, str]:
     return {
         "FLAIRHUB_VERSION": __version__,
-        "FLAIRHUB_MODEL": Path(ref.path).name,
+        "FLAIRHUB_MODEL": "in memory" if ref.kind == "memory" else Path(ref.path).name,
         "FLAIRHUB_MODEL_SHA256": ref.weights_sha256,
         "FLAIRHUB_INPUTS": ",".join(ref.preparations),
         "FLAIRHUB_WINDOW_PX": str(zone.window_px),
