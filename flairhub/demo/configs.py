@@ -1,0 +1,221 @@
+"""The demo's configurations: the four published training files and a zonal file, with choices for a laptop CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flairhub.demo.plan import DemoPlan
+from flairhub.modalities import INPUTS, LABELS, MODALITIES, Kind
+from flairhub.tasks import default_task
+
+ACTIVE = ("AERIAL_RGBI", "SENTINEL2_TS")
+"""Inputs of the demo's model."""
+
+REF_DATE = "05-15"
+
+_MEANS_STDS: dict[str, tuple[list[float], list[float]]] = {
+    "AERIAL_RGBI": ([113.0, 119.0, 85.0, 141.0], [43.0, 33.0, 34.0, 44.0]),
+    "AERIAL-RLT_PAN": ([112.0], [34.0]),
+    "SPOT_RGBI": ([1140.0, 1070.0, 715.0, 2520.0], [350.0, 230.0, 210.0, 660.0]),
+    "DEM_ELEV": ([230.0, 4.0], [190.0, 6.0]),
+}
+_IGNORED_COSIA = {15: 0, 16: 0, 17: 0, 18: 0}
+
+
+def _channels() -> dict[str, list[int]]:
+    """Every band of every input but the elevation, whose pair has no channel list."""
+    rows = (MODALITIES[name] for name in INPUTS)
+    return {row.name: list(range(1, len(row.bands) + 1)) for row in rows if not row.is_elevation}
+
+
+def train_sections(csv: dict[str, Path], metadata: Path, root: Path, seed: int, plan: DemoPlan) -> dict[str, Any]:
+    """The content of each of the four files, by file name."""
+    return {
+        "config_task.yaml": _task_sections(csv, metadata, root, seed, plan),
+        "config_modalities.yaml": {"modalities": _modalities_section()},
+        "config_models.yaml": {"models": _models_section(plan)},
+        "config_supervision.yaml": _supervision_sections(),
+    }
+
+
+def _task_sections(csv: dict[str, Path], metadata: Path, root: Path, seed: int, plan: DemoPlan) -> dict[str, Any]:
+    return {
+        "paths": {
+            "out_folder": str(root / "runs"),
+            "out_model_name": "demo",
+            "train_csv": str(csv["train"]),
+            "val_csv": str(csv["valid"]),
+            "test_csv": str(csv["test"]),
+            "global_mtd_folder": str(metadata),
+            "cube": str(root / "hub.zarr"),
+        },
+        "tasks": {
+            "train": True,
+            "predict": True,
+            "write_files": True,
+            "georeferencing_output": True,
+            "metrics_only": False,
+        },
+        "hyperparams": {
+            "num_epochs": plan.epochs,
+            "batch_size": plan.batch_size,
+            "seed": seed % 2**32,
+            "learning_rate": 3e-3,
+            "optimizer": "adamw",
+            "optim_weight_decay": 0.01,
+            "scheduler": "one_cycle_lr",
+            "warmup_fraction": 0.2,
+        },
+        "hardware": {"accelerator": "cpu", "num_workers": 0},
+        "saving": {
+            "ckpt_save_also_last": False,
+            "ckpt_monitor": "val_miou",
+            "ckpt_monitor_mode": "max",
+            "enable_progress_bar": False,
+        },
+    }
+
+
+def _modalities_section() -> dict[str, Any]:
+    normalization: dict[str, Any] = {"norm_type": "custom"}
+    for name, (means, stds) in _MEANS_STDS.items():
+        normalization |= {f"{name}_means": means, f"{name}_stds": stds}
+    return {
+        "inputs": {name: name in ACTIVE for name in INPUTS},
+        "inputs_channels": _channels(),
+        "aux_loss": dict.fromkeys(INPUTS, False),
+        "aux_loss_weight": 1.0,
+        "modality_dropout": dict.fromkeys(INPUTS, 0.0),
+        "pre_processings": {
+            "filter_sentinel2": True,
+            "filter_sentinel2_max_cloud": 1,
+            "filter_sentinel2_max_snow": 1,
+            "filter_sentinel2_max_frac_cover": 0.05,
+            "temporal_average_sentinel2": "monthly",
+            "temporal_average_sentinel1": "monthly",
+            "calc_elevation": True,
+            "calc_elevation_stack_dsm": True,
+            "use_augmentation": True,
+        },
+        "normalization": normalization,
+    }
+
+
+def _models_section(plan: DemoPlan) -> dict[str, Any]:
+    return {
+        "monotemp_model": {"arch": plan.arch, "new_channels_init_mode": "random", "pretrained": False},
+        "multitemp_model": {
+            "ref_date": REF_DATE,
+            "encoder_widths": [32, 32, 32, 64],
+            "decoder_widths": [32, 32, 32, 64],
+            "out_conv": [32, 19],
+            "str_conv_k": 3,
+            "str_conv_s": 1,
+            "str_conv_p": 1,
+            "agg_mode": "att_group",
+            "encoder_norm": "group",
+            "n_head": 8,
+            "d_model": 64,
+            "d_k": 4,
+            "pad_value": 0,
+            "padding_mode": "reflect",
+        },
+    }
+
+
+def _supervision_sections() -> dict[str, Any]:
+    configs = {}
+    for label in LABELS:
+        configs[label] = {
+            "task_weight": 1.0,
+            "label_channel_nomenclature": 1,
+            "value_name": dict(enumerate(default_task(label).names)),
+            "value_weights": {"default": 1},
+        }
+    configs["AERIAL_LABEL-COSIA"]["value_weights"] = {"default": 1, "default_exceptions": _IGNORED_COSIA}
+    return {"labels": list(LABELS), "labels_configs": configs}
+
+
+def zonal_sections(
+    zone: Path, zone_dates: dict[str, Path], weights: Path, output: Path, plan: DemoPlan
+) -> dict[str, Any]:
+    """The content of the zonal file: every modality described, the demo's active."""
+    modalities: dict[str, Any] = {"inputs": {name: name in ACTIVE for name in INPUTS}}
+    for name in INPUTS:
+        row = MODALITIES[name]
+        block: dict[str, Any] = {"input_img_path": str(zone / f"{name}.tif")}
+        if not row.is_elevation:
+            block["channels"] = _channels()[name]
+        if row.kind is Kind.SERIES:
+            block |= {"dates_txt": str(zone_dates[name]), "temporal_average": "monthly"}
+        else:
+            means, stds = _MEANS_STDS[name]
+            block["normalization"] = {"type": "custom", "means": means, "stds": stds}
+        if row.quality_mask:
+            block |= {"filter_clouds": True, "filter_clouds_img_path": str(zone / f"{row.quality_mask}.tif")}
+        if row.is_elevation:
+            block |= {"calc_elevation": True, "calc_elevation_stack_dsm": True}
+        modalities[name] = block
+    return {
+        "output_path": str(output),
+        "output_name": "zone",
+        "write_dataframe": False,
+        "output_type": "argmax",
+        "cog_conversion": True,
+        "model_weights": str(weights),
+        "use_gpu": False,
+        "batch_size": 4,
+        "num_worker": 0,
+        "img_pixels_detection": plan.patch_px,
+        "margin": plan.patch_px // 10,
+        "output_px_meters": plan.gsd_m,
+        "monotemp_arch": plan.arch,
+        "multitemp_model_ref_date": REF_DATE,
+        "modalities": modalities,
+        "tasks": [
+            {"name": label, "active": True, "class_names": dict(enumerate(default_task(label).names))}
+            for label in LABELS
+        ],
+    }
+
+
+def write_train_config(
+    folder: Path, csv: dict[str, Path], metadata: Path, root: Path, seed: int, plan: DemoPlan
+) -> None:
+    """Write the four training files into `folder`."""
+    folder.mkdir()
+    for name, sections in train_sections(csv, metadata, root, seed, plan).items():
+        _write_yaml(folder / name, sections)
+
+
+def write_zonal_config(
+    path: Path, zone: Path, zone_dates: dict[str, Path], weights: Path, output: Path, plan: DemoPlan
+) -> None:
+    """Write the zonal file."""
+    _write_yaml(path, zonal_sections(zone, zone_dates, weights, output, plan))
+
+
+class _Flow(list):
+    """A list written in one line."""
+
+
+def _write_yaml(path: Path, sections: dict[str, Any]) -> None:
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    Dumper.add_representer(_Flow, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, True))
+    text = yaml.dump(_in_one_line(sections), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def _in_one_line(value: Any) -> Any:
+    """Lists of numbers are easier to read in one line."""
+    if isinstance(value, dict):
+        return {key: _in_one_line(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        scalars = all(isinstance(entry, (int, float)) for entry in value)
+        return _Flow(value) if scalars else [_in_one_line(entry) for entry in value]
+    return value

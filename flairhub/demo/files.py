@@ -1,0 +1,90 @@
+"""Writing rasters and tables, byte for byte the same whenever the values are."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flairhub.demo.seasons import Dates
+
+CRS = "EPSG:2154"
+
+
+def write_raster(path: Path, values: NDArray, left_m: float, top_m: float, pixel_m: float, tiled: bool = False) -> None:
+    """Write a GeoTIFF.
+
+    Args:
+        path: File to write; its folder must exist.
+        values: (band, y, x) or, for series, (time, band, y, x): the dates' bands follow each other.
+        left_m, top_m: Upper left corner in EPSG:2154.
+        pixel_m: Pixel size in metres.
+        tiled: Tiles of 256 px, for whole areas.
+    """
+    import rasterio
+    from rasterio.transform import from_origin
+
+    bands = values.reshape(-1, *values.shape[-2:])
+    layout = {"tiled": True, "blockxsize": 256, "blockysize": 256} if tiled else {}
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        count=bands.shape[0],
+        height=bands.shape[1],
+        width=bands.shape[2],
+        dtype=bands.dtype.name,
+        crs=CRS,
+        transform=from_origin(left_m, top_m, pixel_m, pixel_m),
+        compress="lzw",
+        **layout,
+    ) as target:
+        target.write(bands)
+
+
+def compact_dates(dates: Dates) -> list[str]:
+    """Dates as `YYYYMMDD`."""
+    return [str(date).replace("-", "") for date in dates.astype("datetime64[D]")]
+
+
+def dates_json(dates: Dates) -> str:
+    """Dates as the published JSON object, keyed by 1-based position."""
+    return json.dumps({str(i): text for i, text in enumerate(compact_dates(dates), start=1)})
+
+
+def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write a CSV file."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def write_geopackage(
+    path: Path, columns: Mapping[str, Sequence[str]], corners: NDArray[np.float64], size_m: float
+) -> None:
+    """Write a GeoPackage with one square per row.
+
+    Args:
+        path: File to write.
+        columns: Attribute columns, equally long.
+        corners: (row, 2) left and top of each square in EPSG:2154.
+        size_m: Side of the squares in metres.
+    """
+    import geopandas
+    import pyogrio
+    import shapely
+
+    left, top = corners[:, 0], corners[:, 1]
+    squares = shapely.box(left, top - size_m, left + size_m, top)
+    frame = geopandas.GeoDataFrame(dict(columns), geometry=squares, crs=CRS)
+    # GeoPackages carry the time of writing; GDAL takes it from here, so that equal data give equal bytes.
+    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "2025-01-01T00:00:00.000Z"})
+    try:
+        frame.to_file(path, driver="GPKG", layer=path.stem, engine="pyogrio")
+    finally:
+        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})

@@ -1,0 +1,124 @@
+"""What all figures share: fonts, stretch, class colours, legend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from flairhub.tasks import IGNORE_INDEX, Task
+
+DPI = 110
+INK = "#333333"
+IGNORED_COLOUR = (235, 235, 235)
+"""Grey of pixels without a label or outside the map."""
+
+_RC: Any = {
+    "font.size": 10,
+    "font.family": "DejaVu Sans",
+    "axes.titlesize": 11,
+    "axes.edgecolor": "#999999",
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+def figure_style() -> AbstractContextManager[None]:
+    """Settings of every figure, inside a `with` statement, so that nothing global changes."""
+    return rc_context(_RC)
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a figure as PNG, creating its folder, and return the path."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with figure_style():
+        figure.savefig(target, dpi=DPI, facecolor="white")
+    return target
+
+
+def colour_table(task: Task) -> NDArray[np.uint8]:
+    """(256, 3) uint8: the published colour of each class; everything else grey."""
+    table = np.full((256, 3), IGNORED_COLOUR, np.uint8)
+    for row in task.classes:
+        table[row.index] = row.colour
+    return table
+
+
+def paint(class_map: NDArray[Any], task: Task) -> NDArray[np.uint8]:
+    """(y, x) class indices to (y, x, 3) uint8 colours."""
+    return colour_table(task)[np.asarray(class_map).astype(np.uint8)]
+
+
+def present_classes(maps: Sequence[NDArray[Any]], task: Task) -> list[int]:
+    """Sorted class indices found in any of the maps."""
+    found: set[int] = set()
+    for class_map in maps:
+        found.update(int(value) for value in np.unique(class_map))
+    return sorted(index for index in found if index < task.n_classes)
+
+
+def class_handles(indices: Sequence[int], task: Task, with_ignored: bool = False) -> list[Patch]:
+    """One colour patch per class for a legend."""
+    rows = [(task.classes[index].name, task.classes[index].colour) for index in indices]
+    if with_ignored:
+        rows.append(("no label", IGNORED_COLOUR))
+    return [
+        Patch(
+            facecolor=(colour[0] / 255, colour[1] / 255, colour[2] / 255),
+            edgecolor="#666666",
+            linewidth=0.5,
+            label=_label(name),
+        )
+        for name, colour in rows
+    ]
+
+
+def _label(name: str) -> str:
+    text = name.replace("_", " ")
+    return text[:1].upper() + text[1:]
+
+
+def legend_rows(count: int, columns: int) -> int:
+    """Rows a legend of `count` entries takes."""
+    return -(-count // columns) if count else 0
+
+
+def legend_below(figure: Figure, handles: Sequence[Patch], columns: int, bottom_in: float = 0.1) -> Legend:
+    """Put a frameless legend at the lower edge of a figure."""
+    height = figure.get_size_inches()[1]
+    return figure.legend(
+        handles=list(handles),
+        loc="lower center",
+        bbox_to_anchor=(0.5, bottom_in / height),
+        ncols=columns,
+        frameon=False,
+        fontsize=9.5,
+        handlelength=1.3,
+        handleheight=1.1,
+        columnspacing=1.4,
+    )
+
+
+def blank(axes: Axes) -> None:
+    """A picture needs no ticks."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_linewidth(0.6)
+
+
+def has_ignored(maps: Sequence[NDArray[Any]]) -> bool:
+    """True when some pixel has no label."""
+    return any(bool((np.asarray(class_map) == IGNORE_INDEX).any()) for class_map in maps)
