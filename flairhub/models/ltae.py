@@ -65,9 +65,10 @@ class TemporalEncoder(nn.Module):
         """
         batch, _, channels, height, width = x.shape
         pixels = height * width
-        scale, shift = self._normalisation(x, valid)  # (batch, pixel, channel)
         code = self._code(dates).to(x.dtype)  # (batch, time, code)
-        z = x.flatten(3).permute(0, 3, 1, 2).reshape(batch * pixels, -1, channels)
+        z = x.flatten(3).permute(0, 3, 1, 2).contiguous()  # (batch, pixel, time, channel)
+        scale, shift = self._normalisation(z, valid)  # (batch, pixel, channel)
+        z = z.flatten(0, 1)
         attention = self.attention_dropout(self._attend(z, scale, shift, code, valid))  # (batch * pixel, head, time)
         pooled = torch.bmm(attention.to(z.dtype), z)  # (batch * pixel, head, channel)
         out = self._values(pooled, attention, scale, shift, code)
@@ -76,24 +77,25 @@ class TemporalEncoder(nn.Module):
         attention = attention.view(batch, height, width, self.n_head, -1).permute(0, 4, 3, 1, 2)
         return out, attention
 
-    def _normalisation(self, x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _normalisation(self, z: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         """Scale and shift of each channel of each pixel, float32, both (batch, pixel, channel).
 
-        Group statistics over the channels of a group and the valid dates, combined from those of single dates.
+        Group statistics over the channels of a group and the valid dates, in two passes.
+
+        Args:
+            z: (batch, pixel, time, channel).
+            valid: (batch, time) bool, or None.
         """
-        groups = x.flatten(3).unflatten(2, (self.n_head, -1)).float()  # (batch, time, group, channel of group, pixel)
-        variance, mean = torch.var_mean(groups, dim=3, correction=0)  # (batch, time, group, pixel)
-        weights = torch.full_like(mean[:, :, :1, :1], 1.0 / x.shape[1])
-        if valid is not None:
-            share = valid.float() / valid.sum(dim=1, keepdim=True)
-            weights = share[:, :, None, None]
-        total = (mean * weights).sum(dim=1)  # (batch, group, pixel)
-        spread = ((variance + (mean - total.unsqueeze(1)).square()) * weights).sum(dim=1)
-        factor = torch.rsqrt(spread + self.in_norm.eps)
-        repeat = x.shape[2] // self.n_head
-        factor, total = (v.transpose(1, 2).repeat_interleave(repeat, dim=2) for v in (factor, total))
-        scale = factor * self.in_norm.weight
-        return scale, self.in_norm.bias - total * scale
+        z = z.float()
+        mean = self._per_group(_mean_over_time(z, valid))
+        variance = self._per_group(_mean_over_time((z - mean.unsqueeze(2)).square(), valid))
+        scale = torch.rsqrt(variance + self.in_norm.eps) * self.in_norm.weight
+        return scale, self.in_norm.bias - mean * scale
+
+    def _per_group(self, x: Tensor) -> Tensor:
+        """Mean over the channels of each group, spread over those channels again: (..., channel)."""
+        groups = x.unflatten(-1, (self.n_head, -1))
+        return groups.mean(dim=-1, keepdim=True).expand_as(groups).flatten(-2)
 
     def _code(self, dates: Tensor) -> Tensor:
         """Positional code of day offsets, (batch, time, d_model / n_head): sine at even, cosine at odd places."""
@@ -135,3 +137,11 @@ class TemporalEncoder(nn.Module):
     def _value_bias(self) -> Tensor:
         assert self.inconv.bias is not None
         return self.inconv.bias
+
+
+def _mean_over_time(x: Tensor, valid: Tensor | None) -> Tensor:
+    """(batch, pixel, time, channel) -> (batch, pixel, channel) over the valid dates."""
+    if valid is None:
+        return x.mean(dim=2)
+    weights = valid.to(x.dtype) / valid.sum(dim=1, keepdim=True)
+    return (x * weights[:, None, :, None]).sum(dim=2)

@@ -122,7 +122,7 @@ class _Frames:
     def unpack(self, x: Tensor) -> Tensor:
         """(frame, ...) -> (batch, time, ...), zeros at padded dates."""
         if self.index is not None:
-            x = x.new_zeros(self.shape[0] * self.shape[1], *x.shape[1:]).index_copy(0, self.index, x)
+            x = x.new_zeros(self.shape[0] * self.shape[1], *x.shape[1:]).index_copy_(0, self.index, x)
         return x.unflatten(0, self.shape)
 
     def sum(self, x: Tensor) -> Tensor:
