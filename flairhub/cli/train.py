@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,16 +38,14 @@ def command(config_path: Path, cube: Path | None, overrides: tuple[str, ...], ov
       flairhub train --config configs/ --cube hub.zarr --set hyperparams.num_epochs=3 --overwrite
       flairhub train --config configs/ --cube hub.zarr --set tasks.metrics_only=true
     """
-    from flairhub.cli.console import console, error_console, progress_bar
+    from flairhub.cli.console import console, progress_bar
     from flairhub.config import load_train_config, resolved_yaml
 
     if cube is not None:
-        overrides = (*overrides, f"paths.cube={cube}")
+        overrides = (*overrides, f"paths.cube={json.dumps(str(cube))}")
     config = load_train_config(config_path, overrides)
     if config.saving.verbose_config:
         console.print(resolved_yaml(config), markup=False, highlight=False)
-    if cube is None and not (config.paths.cube and Path(config.paths.cube).exists()):
-        error_console.print("No cube given: ingesting first.")
     from flairhub.training import train
 
     with progress_bar() as progress:

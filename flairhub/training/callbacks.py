@@ -13,7 +13,6 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
-from flairhub.errors import TrainingError
 from flairhub.progress import Progress
 from flairhub.training.folder import PARTIAL, RunFolder, write_atomically, write_text
 
@@ -62,17 +61,8 @@ class Checkpoints(Checkpoint):
         self.best = state_dict["best"]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the checkpoints of a finished epoch.
-
-        Raises:
-            TrainingError: The monitored value is not logged.
-        """
-        logged = trainer.callback_metrics
-        if self._monitor not in logged:
-            raise TrainingError(
-                f"saving.ckpt_monitor: {self._monitor!r} is not logged. Choose one of {', '.join(sorted(logged))}."
-            )
-        value = float(logged[self._monitor])
+        """Write the checkpoints of a finished epoch."""
+        value = float(trainer.callback_metrics[self._monitor])
         better = self.best is None or self._sign * value > self._sign * self.best
         self.best = value if better else self.best
         best, last = self._folder.best_checkpoint, self._folder.last_checkpoint

@@ -27,7 +27,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise WeightsError(f"{path}: no such checkpoint. Correct paths.ckpt_model_path.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
         raise WeightsError(f"{path}: cannot be read as a checkpoint: {error}") from error
     if not isinstance(content, dict) or "state_dict" not in content:
         raise WeightsError(f"{path}: holds no state_dict; expected a checkpoint of Lightning.")

@@ -18,7 +18,7 @@ from flairhub import __version__
 from flairhub.config import TrainConfig, resolved_yaml
 from flairhub.cube import Cube, open_cube
 from flairhub.data import BatchLoader
-from flairhub.errors import TrainingError, WeightsError
+from flairhub.errors import CubeError, TrainingError, WeightsError
 from flairhub.models import Network, build_network, load_into, load_model, load_published, save_bundle
 from flairhub.progress import Progress, silent
 from flairhub.training.checkpoints import load_weights
@@ -158,11 +158,14 @@ def _open_or_ingest(config: TrainConfig, setup: Setup, cube: str | Path | Cube |
     if cube is not None:
         return open_cube(cube)
     place = config.paths.cube or str(setup.folder.root.with_name(setup.folder.root.name + ".zarr"))
-    if not _is_main() or (config.paths.cube and "://" in place):
+    try:
         return open_cube(place)
+    except CubeError:
+        if not _is_main() or "://" in place:
+            raise
     from flairhub.ingest import ingest
 
-    logger.warning("no cube given: ingesting to %s (what is there already is kept)", place)
+    logger.warning("no finished cube at %s: ingesting first", place)
     ingest(config, cube=place, progress=progress)
     return open_cube(place)
 

@@ -114,8 +114,9 @@ def read_setup(config: TrainConfig) -> Setup:
     """Turn a configuration into values.
 
     Raises:
-        ConfigError: The `tasks` section asks for nothing.
+        ConfigError: The `tasks` section asks for nothing, or the monitor is no logged value.
     """
+    _check_monitor(config)
     hyper, hardware, modalities = config.hyperparams, config.hardware, config.modalities
     spec = network_spec(config)
     threads = hardware.threads if hardware.threads is not None else hardware.num_workers
@@ -140,6 +141,13 @@ def read_setup(config: TrainConfig) -> Setup:
         csvs={"train": config.paths.train_csv, "valid": config.paths.val_csv, "test": config.paths.test_csv},
         config_hash=config_hash(config),
     )
+
+
+def _check_monitor(config: TrainConfig) -> None:
+    known = ["val_miou", "val_loss", "train_loss", *(f"val_miou/{label}" for label in config.labels)]
+    if config.saving.ckpt_monitor not in known:
+        problem = f"saving.ckpt_monitor: got {config.saving.ckpt_monitor!r}, expected one of {', '.join(known)}."
+        raise ConfigError("configuration", [problem])
 
 
 def _phases(config: TrainConfig) -> Phases:
