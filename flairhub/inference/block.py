@@ -29,7 +29,9 @@ round(255 x probability)."""
 
 NODATA: dict[Output, Any] = {"class": IGNORE_INDEX, "confidence": np.nan, "probabilities": np.nan, "scaled": 0}
 DTYPES: dict[Output, str] = {"class": "uint8", "confidence": "float32", "probabilities": "float32", "scaled": "uint8"}
-DEFAULT_BLOCK_PX = 2048
+MAX_BLOCK_PX = 2048
+BLOCK_BYTES = 256_000_000
+"""Default blocks have at most so many pixels along an axis and so many bytes of source pixels."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def plan_map(zone: Zone, model: ModelRef, block_px: int | None = None, batch_siz
     Args:
         zone: The rasters.
         model: What the network takes and predicts.
-        block_px: Largest block in output pixels; None = 2048.
+        block_px: Largest block in output pixels; None = 2048, or less where that is more than 256 MB of pixels.
         batch_size: Windows per call of the network; None = the zone's.
 
     Raises:
@@ -101,11 +103,24 @@ def plan_map(zone: Zone, model: ModelRef, block_px: int | None = None, batch_siz
     size = zone.batch_size if batch_size is None else batch_size
     if size < 1:
         raise UsageError(f"batch_size: got {size}, expected at least 1.")
-    block = DEFAULT_BLOCK_PX if block_px is None else block_px
+    block = default_block(zone, model, rows.step) if block_px is None else block_px
     row_edges = block_edges(output_length(rows.length, ratio), block, ratio, rows)
     col_edges = block_edges(output_length(cols.length, ratio), block, ratio, cols)
     names = tuple((task.label, task.n_classes) for task in model.tasks)
     return MapPlan(zone, rows, cols, ratio, row_edges, col_edges, size, names)
+
+
+def default_block(zone: Zone, model: ModelRef, step: int) -> int:
+    """Return a block length in output pixels that bounds the memory of a block, at least one window's core."""
+    sources = [zone.sources[name] for name in model.preparations]
+    per_px = sum(
+        source.n_bands * max(source.n_dates, 1) * np.dtype(source.dtype).itemsize / float(source.ratio) ** 2
+        for source in sources
+    )
+    if zone.ratio != 1:
+        per_px += 4 * sum(task.n_classes for task in model.tasks)
+    fine = max(int((BLOCK_BYTES / per_px) ** 0.5), step)
+    return min(MAX_BLOCK_PX, max(1, int(fine / zone.ratio)))
 
 
 def check_inputs(zone: Zone, model: ModelRef) -> None:

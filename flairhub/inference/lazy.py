@@ -47,7 +47,7 @@ def predict_zone(
     Args:
         zone: The rasters, from `open_zone`.
         model: Path of a bundle, or a loaded model.
-        block_px: Largest dask chunk along y and x in output pixels; default 2048.
+        block_px: Largest dask chunk along y and x in output pixels; default 2048, less for long series.
         outputs: Any of `class`, `confidence`, `probabilities`, `scaled`.
         tasks: Which of the model's tasks; default all.
         batch_size: Windows per call of the network; default as in the zone's configuration.

@@ -185,6 +185,7 @@ def _from_disk(ref: ModelRef) -> Any:
 
     if ref.kind == "bundle":
         return load_model(Path(ref.path), ref.device).network
+    assert ref.spec is not None, "published weights come with their network"
     return load_published(Path(ref.path), ref.spec)
 
 

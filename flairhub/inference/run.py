@@ -146,7 +146,7 @@ def write_zone(
         output_type: `argmax` or `class_prob`.
         cog: Cloud-optimised GeoTIFF with overviews; otherwise tiled.
         tiles: Also write the footprints of the windows.
-        block_px: Largest block in output pixels; default 2048.
+        block_px: Largest block in output pixels; default 2048, less for long series.
         batch_size: Windows per call of the network; default the zone's.
         overwrite: Replace existing files, and unfinished work of another model, configuration or data.
         resume: Continue unfinished work; False starts over.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from zone_makers import SmallField, fake_model, made_dates, make_zone, whole_are
 
 from flairhub.errors import UsageError
 from flairhub.inference import predict_zone
-from flairhub.inference.block import plan_map, predict_block
+from flairhub.inference.block import default_block, plan_map, predict_block
 from flairhub.inference.network import memory_ref, model_ref
 from flairhub.modalities import MODALITIES
 from flairhub.prepare import ImagePreparation
@@ -326,3 +327,16 @@ def test_a_training_model_is_copied_not_changed() -> None:
     ref = model_ref(model)
     assert model.network.training
     assert not ref.held.training
+
+
+def test_default_blocks_bound_the_memory(tmp_path: Path) -> None:
+    """Long series on the finest grid get smaller blocks than images do."""
+    made = make_zone(tmp_path, 64, 64, {"SENTINEL2_TS": 1}, n_dates=5)
+    zone = made.open(16, 2)
+    model = model_ref(fake_model({"SENTINEL2_TS": SeriesPreparation()}))
+    assert default_block(zone, model, 12) == int((256e6 / (5 * 10 * 2)) ** 0.5)
+    longer = replace(zone.sources["SENTINEL2_TS"], n_dates=10_000)
+    assert default_block(replace(zone, sources={"SENTINEL2_TS": longer}), model, 12) == 35
+    assert default_block(replace(zone, sources={"SENTINEL2_TS": longer}), model, 64) == 64
+    shorter = replace(longer, n_dates=1)
+    assert default_block(replace(zone, sources={"SENTINEL2_TS": shorter}), model, 12) == 2048
