@@ -48,10 +48,9 @@ def info(path: Path) -> None:
     width, height = table.footprint_m
     splits = ", ".join(f"{split or 'no split'} {int((table.split == split).sum())}" for split in _splits(cube))
     n_rois = len(set(zip(table.domain.tolist(), table.roi.tolist(), strict=True)))
-    console.print(
-        f"{path}: {cube.n_patches} patches of {width:g} x {height:g} m, {crs_name(table.crs_wkt)}", markup=False
-    )
-    console.print(f"{len(set(table.domain.tolist()))} domains, {n_rois} ROIs; {splits}", markup=False)
+    head = f"{path}: {cube.n_patches} patches of {width:g} x {height:g} m, {crs_name(table.crs_wkt)}"
+    places = f"{len(set(table.domain.tolist()))} domains, {n_rois} ROIs; {splits}"
+    console.print(f"{head}\n{places}", soft_wrap=True, markup=False)
     shown = Table("modality", "patches", "patch shape", "dtype", "m/px", "codec", "shard", "MiB", "dates", "averages")
     for name in cube.modalities:
         shown.add_row(*_row(cube, name))

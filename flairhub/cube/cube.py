@@ -74,6 +74,9 @@ class Cube:
     def __reduce__(self) -> Any:
         return open_cube, (self.path, self._backend)
 
+    def __dask_tokenize__(self) -> Any:
+        return type(self).__name__, str(self.path), self.attributes["plan"]
+
     def __repr__(self) -> str:
         return f"<Cube {self.path}: {self.n_patches} patches, {', '.join(self.modalities)}>"
 

@@ -61,7 +61,8 @@ def open_roi(cube: Cube | str | Path, roi: str) -> xr.DataTree:
 def _positions(cube: Cube, roi: str) -> NDArray[np.int64]:
     table = cube.patches
     full = np.char.add(np.char.add(table.domain, "_"), table.roi)
-    found = np.flatnonzero((table.roi == roi) | (full == roi))
+    # A patch of which no modality is held has no place.
+    found = np.flatnonzero(((table.roi == roi) | (full == roi)) & ~np.isnan(table.x_min))
     names = sorted(set(full[found].tolist()))
     if not len(found):
         known = sorted(set(table.roi.tolist()))

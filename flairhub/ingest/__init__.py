@@ -1,5 +1,19 @@
 """Files to cube. See docs/ingest.md."""
 
+import sys
+from types import ModuleType
+from typing import Any
+
 from flairhub.ingest.run import IngestReport, ingest
 
 __all__ = ["IngestReport", "ingest"]
+
+
+class _CallableModule(ModuleType):
+    """Makes `flairhub.ingest(...)` work also after this package was imported, which binds its name in `flairhub`."""
+
+    def __call__(self, *args: Any, **options: Any) -> IngestReport:
+        return ingest(*args, **options)
+
+
+sys.modules[__name__].__class__ = _CallableModule

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from flairhub.errors import DataError, FlairhubError
+from flairhub.errors import FlairhubError, UsageError
 from flairhub.ingest.jobs import JobResult, run_job
 from flairhub.ingest.plan import Job
 
@@ -15,6 +15,9 @@ logger = logging.getLogger(__name__)
 
 JOBS_PER_WORKER = 2
 """Jobs handed out ahead per worker: enough to keep it busy, few enough to keep memory flat."""
+
+CONNECT_TIMEOUT_S = 10
+"""How long a scheduler may take to answer."""
 
 
 def run_jobs(
@@ -97,9 +100,9 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
 
     if scheduler:
         try:
-            client = Client(scheduler, timeout=10)
+            client = Client(scheduler, timeout=CONNECT_TIMEOUT_S)
         except (OSError, ValueError) as error:
-            raise DataError(f"scheduler {scheduler}: cannot be reached: {error}.") from error
+            raise UsageError(f"scheduler {scheduler}: cannot be reached: {error}.") from error
         with client:
             yield client
         return

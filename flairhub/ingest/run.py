@@ -23,7 +23,7 @@ from flairhub.ingest.execute import run_jobs
 from flairhub.ingest.journal import Entry, Journal
 from flairhub.ingest.lock import writer_lock
 from flairhub.ingest.plan import AverageRequest, Job, Options, Plan, Planner
-from flairhub.ingest.sources import Source, restrict, source_of_config, source_of_folder
+from flairhub.ingest.sources import Source, modalities_of_config, restrict, source_of_config, source_of_folder
 from flairhub.ingest.statistics import summarise
 from flairhub.modalities import MODALITIES, modality
 from flairhub.progress import Progress, silent
@@ -84,7 +84,8 @@ def ingest(
     Args:
         config: Training configuration: its CSVs name the files, its modalities, filter and averages what is stored.
         cube: Folder of the store.
-        root: Folder in the published layout, instead of the configuration's CSVs.
+        root: Folder in the published layout, instead of the configuration's CSVs; without a configuration all its
+            modalities are taken.
         modalities: Only these.
         domains: Only these, e.g. `D012-2019`.
         overwrite: Replace a cube made from another plan.
@@ -106,10 +107,13 @@ def ingest(
     require_little_endian()
     for name in modalities or ():
         modality(name)
-    if root is not None:
-        source = source_of_folder(Path(root))
-    else:
+    if root is None:
         source = source_of_config(config, modalities)
+    else:
+        source = source_of_folder(Path(root))
+        if config is not None and modalities is None:
+            required, optional = modalities_of_config(config)
+            modalities = [*required, *(name for name in optional if name in source.files)]
     source = restrict(source, modalities, domains)
     options = Options(codec, shard, _averages(config, source), _level_sizes(config, source), skip=on_error == "skip")
     path = Path(cube).absolute()

@@ -184,25 +184,28 @@ def source_of_config(config: Any, wanted: Sequence[str] | None) -> Source:
     }
     if not csvs:
         raise DataError("paths.train_csv, paths.val_csv and paths.test_csv are empty: nothing to ingest.")
-    optional: list[str] = []
-    if wanted is None:
-        enabled = [name for name in INPUTS if config.modalities.inputs.get(name)]
-        labels = [name for name in LABELS if name in config.labels]
-        masks = [mask for name in enabled if (mask := MODALITIES[name].quality_mask)]
-        wanted = [*enabled, *labels]
-        (wanted if filters_series(config) else optional).extend(masks)
+    required, optional = (wanted, ()) if wanted is not None else modalities_of_config(config)
     return source_of_csvs(
         csvs,
-        required=wanted,
+        required=required,
         optional=optional,
         data_root=Path(paths.data_root) if paths.data_root else None,
         metadata=Path(paths.global_mtd_folder) if paths.global_mtd_folder else None,
     )
 
 
-def filters_series(config: Any) -> bool:
-    """True when the configuration drops cloudy dates, for which the quality mask is needed."""
-    return bool(config.modalities.pre_processings.filter_sentinel2)
+def modalities_of_config(config: Any) -> tuple[Sequence[str], Sequence[str]]:
+    """Return what a training configuration uses, and what it takes along where it exists.
+
+    The first are the enabled inputs, the labels, and the quality masks when cloudy dates are dropped; the second are
+    the masks otherwise.
+    """
+    enabled = [name for name in INPUTS if config.modalities.inputs.get(name)]
+    labels = [name for name in LABELS if name in config.labels]
+    masks = [mask for name in enabled if (mask := MODALITIES[name].quality_mask)]
+    if config.modalities.pre_processings.filter_sentinel2:
+        return [*enabled, *labels, *masks], ()
+    return [*enabled, *labels], masks
 
 
 def restrict(source: Source, names: Sequence[str] | None, domains: Sequence[str] | None) -> Source:

@@ -1,0 +1,67 @@
+"""`flairhub ingest` and `flairhub cube`: messages and exit codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from makers import PatchFiles, make_patch_files, write_train_config
+
+from flairhub.cli import main
+
+NAMES = ("AERIAL_RGBI", "DEM_ELEV", "SENTINEL1-ASC_TS", "AERIAL_LABEL-COSIA")
+SIZES = {"AERIAL_RGBI": 16, "DEM_ELEV": 16, "AERIAL_LABEL-COSIA": 16, "SENTINEL1-ASC_TS": 4}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> PatchFiles:
+    return make_patch_files(tmp_path / "files", n_rois=1, modalities=NAMES, sizes_px=SIZES)
+
+
+def test_command_line(files: PatchFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code: object = 0
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as stopped:
+            code = stopped.code
+        captured = capsys.readouterr()
+        assert isinstance(code, int | None)
+        return int(code or 0), captured.out, captured.err
+
+    config = write_train_config(tmp_path / "config", files)
+    cube = tmp_path / "c.zarr"
+    code, out, _ = run("ingest", "--config", config, "--cube", cube)
+    assert code == 0
+    assert "4 patches, 4 modalities, 4 shards" in out
+    code, out, _ = run("ingest", "--config", config, "--cube", cube)
+    assert (code, "complete already, nothing to do" in out) == (0, True)
+    code, _, err = run("ingest", "--config", config, "--cube", cube, "--codec", "fast")
+    assert (code, "OutputExistsError" in err, "--overwrite" in err) == (2, True, True)
+    code, out, _ = run("cube", "info", cube)
+    assert code == 0
+    for text in ("4 patches of 102.4 x 102.4 m, EPSG:2154", "1 domains, 1 ROIs; train 2, valid 1, test 1", *NAMES):
+        assert text in out
+    code, out, _ = run("cube", "verify", cube)
+    assert (code, "16 chunks and 4 files are whole" in out) == (0, True)
+    (cube / "DEM_ELEV/data/c/0/0/0/0").unlink()
+    code, out, err = run("cube", "verify", cube)
+    assert code == 1
+    assert "DEM_ELEV/data: chunk 3" in out
+    assert "4 problems in 16 chunks" in err
+    assert run("cube", "info", tmp_path / "no.zarr")[0] == 1
+    assert run("ingest", "--config", config)[0] == 2
+    assert run("ingest", "--cube", cube)[0] == 2
+    code, _, err = run("ingest", "--root", files.folder, "--cube", cube, "--modality", "DEM_ELV")
+    assert (code, "Did you mean DEM_ELEV" in err) == (2, True)
+    path = files.files["DEM_ELEV"][files.patch_ids[2]]
+    path.write_bytes(path.read_bytes()[:-900])
+    code, _, err = run("ingest", "--root", files.folder, "--cube", cube, "--overwrite")
+    assert (code, "truncated or damaged" in err) == (1, True)
+    code, out, err = run("ingest", "--root", files.folder, "--cube", cube, "--on-error", "skip")
+    assert code == 1
+    assert f"skipped DEM_ELEV {files.patch_ids[2]}" in out
+    assert "1 patches were bad" in err
+    files.csvs["train"].write_text(files.csvs["train"].read_text().replace("DEM_ELEV", "DEM", 1))
+    code, _, err = run("ingest", "--config", config, "--cube", tmp_path / "d.zarr")
+    assert (code, "column DEM_ELEV is missing" in err) == (1, True)

@@ -1,0 +1,228 @@
+"""Killed at any instant, in any number of processes, by one writer at a time: the same bytes in the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from makers import PatchFiles, make_patch_files
+from test_ingest_values import assert_equals_files, same_tree
+
+import flairhub as fh
+from flairhub.errors import CubeError, OutputExistsError, UsageError
+from flairhub.ingest import execute, run
+from flairhub.ingest.jobs import run_job
+from flairhub.ingest.journal import Journal
+from flairhub.ingest.lock import writer_lock
+
+NAMES = ("AERIAL_RGBI", "SENTINEL2_TS", "ALL_LABEL-LPIS")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> PatchFiles:
+    return make_patch_files(tmp_path_factory.mktemp("resume"), n_rois=2, modalities=NAMES)
+
+
+@pytest.fixture(scope="module")
+def whole(files: PatchFiles, make_cube: Callable[..., Path]) -> Path:
+    return make_cube(files, shard=1)
+
+
+def ingest(files: PatchFiles, cube: Path, **options: object) -> run.IngestReport:
+    return fh.ingest(root=files.folder, cube=cube, shard=1, **options)  # type: ignore[arg-type]
+
+
+def test_two_processes_give_the_same_bytes(files: PatchFiles, whole: Path, tmp_path: Path) -> None:
+    report = ingest(files, tmp_path / "c.zarr", workers=2)
+    assert (report.n_jobs, report.n_reused) == (24, 0)
+    assert same_tree(tmp_path / "c.zarr", whole)
+    assert_equals_files(fh.open_cube(tmp_path / "c.zarr"), files, NAMES)
+
+
+def test_a_running_scheduler_gives_the_same_bytes(files: PatchFiles, whole: Path, tmp_path: Path) -> None:
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=1, processes=False, protocol="tcp", dashboard_address=None) as cluster:
+        assert cluster.scheduler_address.startswith("tcp://")
+        ingest(files, tmp_path / "c.zarr", scheduler=cluster.scheduler_address)
+    assert same_tree(tmp_path / "c.zarr", whole)
+
+
+def test_sigkill_anywhere_then_again(files: PatchFiles, whole: Path, tmp_path: Path) -> None:
+    cube = tmp_path / "c.zarr"
+    code = f"import flairhub as fh; fh.ingest(root={str(files.folder)!r}, cube={str(cube)!r}, shard=1)"
+    journal = cube / "ingest" / "journal.jsonl"
+    for n_lines in (0, 5, 17):
+        child = subprocess.Popen([sys.executable, "-c", code])
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and child.poll() is None:
+            if cube.exists() and (not n_lines or (journal.exists() and journal.read_bytes().count(b"\n") >= n_lines)):
+                break
+            time.sleep(0.001)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    done = len(Journal(cube).read())
+    report = ingest(files, cube)
+    assert report.n_reused == done
+    assert same_tree(cube, whole)
+    assert not (tmp_path / "c.zarr.lock").exists()
+
+
+@pytest.mark.parametrize("stop_at", [0, 1, 11, 23])
+def test_stopped_after_any_job(
+    files: PatchFiles, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> None:
+    count = 0
+
+    def counting(job: object, store: str) -> object:
+        nonlocal count
+        if count == stop_at:
+            raise KeyboardInterrupt
+        count += 1
+        return run_job(job, store)  # type: ignore[arg-type]
+
+    cube = tmp_path / "c.zarr"
+    monkeypatch.setattr(execute, "run_job", counting)
+    with pytest.raises(KeyboardInterrupt):
+        ingest(files, cube)
+    with pytest.raises(CubeError, match="not complete"):
+        fh.open_cube(cube)
+    monkeypatch.setattr(execute, "run_job", run_job)
+    assert ingest(files, cube).n_reused == stop_at
+    assert same_tree(cube, whole)
+
+
+def test_stopped_while_finishing(
+    files: PatchFiles, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cube = tmp_path / "c.zarr"
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "finish_store", stop)
+        with pytest.raises(KeyboardInterrupt):
+            ingest(files, cube)
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "rewrite", stop)
+        with pytest.raises(KeyboardInterrupt):
+            ingest(files, cube)
+    report = ingest(files, cube)
+    assert report.already_complete
+    assert same_tree(cube, whole)
+
+
+def test_leftovers_half_lines_and_lost_shards_are_redone(files: PatchFiles, whole: Path, tmp_path: Path) -> None:
+    cube = tmp_path / "c.zarr"
+    (tmp_path / "c.zarr.partial").mkdir()
+    (tmp_path / "c.zarr.partial" / "rest").write_text("x")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(run, "finish_store", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            ingest(files, cube)
+    journal = cube / "ingest" / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-10])
+    (cube / "AERIAL_RGBI/data/c/2/0/0/0").unlink()
+    (cube / "AERIAL_RGBI/data/c/3/0/0/.0.123.tmp").write_bytes(b"half")
+    assert ingest(files, cube).n_reused == 22
+    assert same_tree(cube, whole)
+
+
+def test_complete_and_unchanged_is_left_alone(files: PatchFiles, tmp_path: Path) -> None:
+    cube = tmp_path / "c.zarr"
+    ingest(files, cube)
+    before = {path: path.stat().st_mtime_ns for path in cube.rglob("*")}
+    report = ingest(files, cube)
+    assert report.already_complete
+    assert report.n_reused == report.n_jobs == 24
+    assert {path: path.stat().st_mtime_ns for path in cube.rglob("*")} == before
+
+
+def test_another_plan_needs_overwrite(files: PatchFiles, tmp_path: Path) -> None:
+    cube = tmp_path / "c.zarr"
+    ingest(files, cube)
+    with pytest.raises(OutputExistsError, match=r"made from other files, modalities or options. Pass --overwrite"):
+        ingest(files, cube, codec="none")
+    with pytest.raises(OutputExistsError, match="made from other files"):
+        ingest(files, cube, modalities=["AERIAL_RGBI"])
+    ingest(files, cube, modalities=["AERIAL_RGBI"], overwrite=True)
+    assert fh.open_cube(cube).modalities == ("AERIAL_RGBI",)
+    path = files.files["AERIAL_RGBI"][files.patch_ids[4]]
+    stat = path.stat()
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    try:
+        with pytest.raises(OutputExistsError, match="the source files of 1 of 8 shards have changed since"):
+            ingest(files, cube, modalities=["AERIAL_RGBI"])
+    finally:
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_what_is_no_cube_is_never_removed(files: PatchFiles, tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("x")
+    for overwrite in (False, True):
+        with pytest.raises(OutputExistsError, match="exists and is no cube; it is never removed"):
+            ingest(files, tmp_path / "precious", overwrite=overwrite)
+    assert (tmp_path / "precious" / "thesis.txt").exists()
+    (tmp_path / "empty").mkdir()
+    ingest(files, tmp_path / "empty", modalities=["AERIAL_RGBI"])
+    assert fh.open_cube(tmp_path / "empty").n_patches == 8
+
+
+def test_a_second_writer_is_refused_naming_the_first(files: PatchFiles, tmp_path: Path) -> None:
+    cube = tmp_path / "c.zarr"
+    with writer_lock(cube), pytest.raises(CubeError, match=rf"process {os.getpid()} on \S+ is writing this cube"):
+        ingest(files, cube)
+    (tmp_path / "c.zarr.lock").write_text("process 1 on elsewhere")  # left by a kill: held by nobody
+    ingest(files, cube, modalities=["AERIAL_RGBI"])
+    assert not (tmp_path / "c.zarr.lock").exists()
+
+
+def test_a_failing_job_leaves_the_others_done(
+    files: PatchFiles, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(job: object, store: str) -> object:
+        if job.id == "SENTINEL2_TS/000003":  # type: ignore[attr-defined]
+            raise OSError(28, "No space left on device")
+        return run_job(job, store)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(execute, "run_job", full)
+    cube = tmp_path / "c.zarr"
+    with pytest.raises(CubeError, match=rf"1 of 24 shards failed[\s\S]*{files.patch_ids[3]}[\s\S]*No space left"):
+        ingest(files, cube)
+    monkeypatch.setattr(execute, "run_job", run_job)
+    assert ingest(files, cube).n_reused == 23
+    assert same_tree(cube, whole)
+
+
+def test_progress_counts_shards(files: PatchFiles, tmp_path: Path) -> None:
+    calls: list[tuple[str, int, int]] = []
+    ingest(files, tmp_path / "c.zarr", modalities=["AERIAL_RGBI"], progress=lambda *call: calls.append(call))
+    assert calls == [("ingest", done, 8) for done in range(9)]
+
+
+def test_contradictory_arguments(files: PatchFiles, tmp_path: Path) -> None:
+    for options, message in (
+        ({}, "nothing to ingest"),
+        ({"root": files.folder, "on_error": "ignore"}, "on_error: got 'ignore', expected raise or skip"),
+        ({"root": files.folder, "workers": -1}, "workers: got -1"),
+        ({"root": files.folder, "codec": "best"}, "codec: got 'best'"),
+        ({"root": files.folder, "modalities": ["AERIAL"]}, "unknown modality 'AERIAL'"),
+        ({"root": files.folder, "modalities": ["DEM_ELEV"]}, "modalities DEM_ELEV: no files. Found AERIAL_RGBI"),
+        ({"root": files.folder, "domains": ["D001-2020"]}, "domains D001-2020: no patches. Found D012-2019"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            fh.ingest(cube=tmp_path / "c.zarr", **options)  # type: ignore[arg-type]
+
+
+def test_a_scheduler_that_does_not_answer(files: PatchFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execute, "CONNECT_TIMEOUT_S", 0.3)
+    with pytest.raises(UsageError, match=r"scheduler tcp://127.0.0.1:9: cannot be reached"):
+        ingest(files, tmp_path / "c.zarr", scheduler="tcp://127.0.0.1:9")

@@ -1,0 +1,222 @@
+"""Everything in a cube equals the files it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from makers import PatchFiles, make_patch_files, write_patch, write_train_config
+
+import flairhub as fh
+from flairhub.config import load_train_config
+from flairhub.errors import DataError
+from flairhub.modalities import MODALITIES
+from flairhub.timeseries import CloudFilter, SeriesPreparation, average_series, keep_dates, prepare_series
+
+
+def assert_equals_files(cube: fh.cube.Cube, files: PatchFiles, names: tuple[str, ...]) -> None:
+    """Compare every pixel and every date of all patches."""
+    assert cube.modalities == names
+    for name in names:
+        row = MODALITIES[name]
+        present = cube.present(name)
+        for position, patch_id in enumerate(cube.patch_ids):
+            expected = files.arrays[name].get(patch_id)
+            assert present[position] == (expected is not None)
+            if expected is None:
+                continue
+            stored = cube.read(name, [position])[0]
+            assert stored.dtype == expected.dtype == row.dtype
+            if row.is_series:
+                days = files.dates[row.dates_of or name][patch_id]
+                series = cube.series(name)
+                assert series.n_dates[position] == len(days) == len(expected)
+                np.testing.assert_array_equal(series.dates[position, : len(days)], days)
+                assert np.isnat(series.dates[position, len(days) :]).all()
+                assert not stored[len(days) :].any(), "padding is 0"
+                stored = stored[: len(days)]
+            np.testing.assert_array_equal(stored, expected)
+
+
+def same_tree(one: Path, two: Path) -> bool:
+    """True when two stores have the same files with the same bytes."""
+
+    def content(store: Path) -> dict[str, bytes]:
+        return {str(path.relative_to(store)): path.read_bytes() for path in store.rglob("*") if path.is_file()}
+
+    return content(one) == content(two)
+
+
+def test_from_a_folder(patch_files: PatchFiles, make_cube: Callable[..., Path]) -> None:
+    cube = fh.open_cube(make_cube(patch_files))
+    assert cube.patch_ids == patch_files.patch_ids
+    assert_equals_files(cube, patch_files, tuple(MODALITIES))
+
+
+@pytest.mark.parametrize("codec", ["fast", "dense", "none"])
+def test_from_the_configuration_with_every_codec(patch_files: PatchFiles, tmp_path: Path, codec: str) -> None:
+    config = load_train_config(write_train_config(tmp_path / "config", patch_files))
+    report = fh.ingest(config, cube=tmp_path / "c.zarr", codec=codec, shard=3)
+    cube = fh.open_cube(tmp_path / "c.zarr")
+    assert_equals_files(cube, patch_files, tuple(MODALITIES))
+    assert report.modalities == tuple(MODALITIES)
+    assert (report.n_patches, report.n_jobs, report.n_reused) == (8, 30, 0)
+    assert cube.patches.split.tolist() == [patch_files.splits[patch_id] for patch_id in cube.patch_ids]
+
+
+def test_missing_modalities_are_recorded(tmp_path: Path) -> None:
+    files = make_patch_files(
+        tmp_path, n_rois=1, missing=[("AERIAL_RGBI", 0), ("SENTINEL2_TS", 2), ("ALL_LABEL-LPIS", 1)], holes=[2]
+    )
+    config = load_train_config(write_train_config(tmp_path / "config", files))
+    for name, source in (("csv", {"config": config}), ("root", {"root": files.folder})):
+        fh.ingest(cube=tmp_path / f"{name}.zarr", shard=2, **source)
+        assert_equals_files(fh.open_cube(tmp_path / f"{name}.zarr"), files, tuple(MODALITIES))
+
+
+def test_only_what_the_configuration_enables(patch_files: PatchFiles, tmp_path: Path) -> None:
+    inputs = {name: name in ("AERIAL_RGBI", "SENTINEL2_TS") for name in patch_files.modalities if "LABEL" not in name}
+    inputs.pop("SENTINEL2_MSK-SC")
+    folder = write_train_config(
+        tmp_path / "config",
+        patch_files,
+        modalities={"inputs": inputs},
+        labels=["AERIAL_LABEL-COSIA"],
+        labels_configs={"ALL_LABEL-LPIS": ...},
+    )
+    fh.ingest(load_train_config(folder), cube=tmp_path / "c.zarr")
+    names = ("AERIAL_RGBI", "SENTINEL2_TS", "SENTINEL2_MSK-SC", "AERIAL_LABEL-COSIA")
+    assert_equals_files(fh.open_cube(tmp_path / "c.zarr"), patch_files, names)
+
+
+def test_only_some_domains_and_modalities(patch_files: PatchFiles, tmp_path: Path) -> None:
+    report = fh.ingest(
+        root=patch_files.folder,
+        cube=tmp_path / "c.zarr",
+        domains=["D033-2018"],
+        modalities=["AERIAL-RLT_PAN", "SENTINEL1-DESC_TS"],
+    )
+    cube = fh.open_cube(tmp_path / "c.zarr")
+    assert report.n_patches == 4
+    assert cube.patch_ids == patch_files.patch_ids[4:]
+    assert_equals_files(cube, patch_files, ("AERIAL-RLT_PAN", "SENTINEL1-DESC_TS"))
+
+
+@pytest.mark.parametrize(("average", "filtered"), [("monthly", True), ("semi-monthly", False)])
+def test_averages_are_those_of_timeseries(
+    patch_files: PatchFiles, tmp_path: Path, average: str, filtered: bool
+) -> None:
+    steps = {
+        "filter_sentinel2": filtered,
+        "filter_sentinel2_max_frac_cover": 0.1,
+        "temporal_average_sentinel2": average,
+        "temporal_average_sentinel1": average,
+    }
+    config = load_train_config(
+        write_train_config(tmp_path / "config", patch_files, modalities={"pre_processings": steps})
+    )
+    fh.ingest(config, cube=tmp_path / "c.zarr", shard=3)
+    cube = fh.open_cube(tmp_path / "c.zarr")
+    assert_equals_files(cube, patch_files, tuple(MODALITIES))
+    rule = CloudFilter(1.0, 1.0, 0.1) if filtered else None
+    for name in ("SENTINEL2_TS", "SENTINEL1-ASC_TS", "SENTINEL1-DESC_TS"):
+        used = rule if name == "SENTINEL2_TS" else None
+        stored = cube.averages(name)[average]
+        assert (stored.average, stored.cloud_filter) == (average, used)
+        for position, patch_id in enumerate(cube.patch_ids):
+            values, days = patch_files.arrays[name][patch_id], patch_files.dates[name][patch_id]
+            quality = patch_files.arrays["SENTINEL2_MSK-SC"][patch_id]
+            keep = keep_dates(quality, used) if used else np.ones(len(days), dtype=bool)
+            means = average_series(values[keep], days[keep], average, "05-15")  # type: ignore[arg-type]
+            found = cube.read_average(name, average, [position])[0]
+            np.testing.assert_array_equal(found, means.values)
+            np.testing.assert_array_equal(stored.n_observations[position], means.count)
+            year = str(days[keep][0])[:4]
+            expected_days = np.datetime64(f"{year}-05-15") + means.offsets
+            np.testing.assert_array_equal(stored.dates[position], expected_days)
+            whole = prepare_series(values, days, quality, SeriesPreparation(cloud_filter=used, average=average))  # type: ignore[arg-type]
+            np.testing.assert_array_equal(found, whole.values)
+    assert cube.averages("AERIAL_RGBI") == {}
+
+
+def test_labels_keep_unknown_apart_from_class_0(tmp_path: Path) -> None:
+    files = make_patch_files(tmp_path, n_rois=1, rows=1, cols=3, modalities=["AERIAL_LABEL-COSIA", "ALL_LABEL-LPIS"])
+    name = "AERIAL_LABEL-COSIA"
+    first, second, third = files.patch_ids
+    labels = files.arrays[name]
+    labels[first][0, :3, :5] = 255
+    write_patch(files.files[name][first], labels[first], files.origins[first])
+    labels[second][0, :, 7] = 200
+    write_patch(files.files[name][second], labels[second], files.origins[second], nodata=200)
+    wide = labels[third].astype(np.int16)
+    wide[0, 4] = -1
+    write_patch(files.files[name][third], wide, files.origins[third], nodata=-1)
+    fh.ingest(root=tmp_path, cube=tmp_path / "c.zarr")
+    stored = fh.open_cube(tmp_path / "c.zarr").read(name, [0, 1, 2])
+    assert stored.dtype == np.uint8
+    np.testing.assert_array_equal(stored[0], labels[first])
+    np.testing.assert_array_equal(stored[1], np.where(labels[second] == 200, 255, labels[second]))
+    np.testing.assert_array_equal(stored[2], np.where(wide == -1, 255, wide))
+    ignored = fh.open_cube(tmp_path / "c.zarr").info(name)["ignored"]
+    assert ignored == [15 + 64 + 64]
+
+
+def test_numeric_dtypes_that_lose_nothing(tmp_path: Path) -> None:
+    files = make_patch_files(tmp_path, n_rois=1, rows=1, cols=2, modalities=["DEM_ELEV", "SENTINEL1-ASC_TS"])
+    for name, dtype in (("DEM_ELEV", np.int16), ("SENTINEL1-ASC_TS", np.int32)):
+        for patch_id, values in files.arrays[name].items():
+            whole = np.round(values).astype(dtype)
+            files.arrays[name][patch_id] = whole.astype(np.float32)
+            write_patch(files.files[name][patch_id], whole, files.origins[patch_id])
+    fh.ingest(root=tmp_path, cube=tmp_path / "c.zarr")
+    assert_equals_files(fh.open_cube(tmp_path / "c.zarr"), files, ("DEM_ELEV", "SENTINEL1-ASC_TS"))
+
+
+def test_nan_and_nodata_are_kept_and_counted(tmp_path: Path) -> None:
+    files = make_patch_files(tmp_path, n_rois=1, rows=1, cols=2, modalities=["DEM_ELEV", "SPOT_RGBI"])
+    first, second = files.patch_ids
+    dem, spot = files.arrays["DEM_ELEV"], files.arrays["SPOT_RGBI"]
+    dem[first][0, 3] = np.nan
+    dem[second][1, :2] = -9999
+    spot[first][2, 5] = 0
+    write_patch(files.files["DEM_ELEV"][first], dem[first], files.origins[first])
+    write_patch(files.files["DEM_ELEV"][second], dem[second], files.origins[second], nodata=-9999)
+    write_patch(files.files["SPOT_RGBI"][first], spot[first], files.origins[first], nodata=0)
+    fh.ingest(root=tmp_path, cube=tmp_path / "c.zarr")
+    cube = fh.open_cube(tmp_path / "c.zarr")
+    np.testing.assert_array_equal(cube.read("DEM_ELEV", [0, 1]), np.stack([dem[first], dem[second]]))
+    statistics = cube.info("DEM_ELEV")["statistics"]
+    assert [entry["invalid"] for entry in statistics] == [64, 128]
+    valid = np.concatenate([dem[first][1].ravel(), dem[second][1, 2:].ravel()]).astype(np.float64)
+    assert statistics[1]["min"] == valid.min()
+    assert statistics[1]["mean"] == pytest.approx(valid.mean())
+    declared = int((spot[first][2] == 0).sum())
+    assert cube.info("SPOT_RGBI")["statistics"][2]["invalid"] == declared >= 16
+
+
+def test_bad_files_can_be_recorded_as_missing(tmp_path: Path) -> None:
+    files = make_patch_files(tmp_path, n_rois=1, modalities=["SPOT_RGBI", "SENTINEL1-ASC_TS", "ALL_LABEL-LPIS"])
+    bad = files.patch_ids[1]
+    files.files["SPOT_RGBI"][bad].write_bytes(b"<html>not found</html>")
+    with pytest.raises(DataError, match=r"not a readable GeoTIFF \(22 bytes\)"):
+        fh.ingest(root=tmp_path, cube=tmp_path / "c.zarr")
+    report = fh.ingest(root=tmp_path, cube=tmp_path / "c.zarr", on_error="skip")
+    assert [(name, patch_id) for name, patch_id, _ in report.skipped] == [("SPOT_RGBI", bad)]
+    del files.arrays["SPOT_RGBI"][bad]
+    assert_equals_files(fh.open_cube(tmp_path / "c.zarr"), files, ("SPOT_RGBI", "SENTINEL1-ASC_TS", "ALL_LABEL-LPIS"))
+
+
+def test_class_counts_of_the_configuration_widen_the_nomenclature(tmp_path: Path) -> None:
+    files = make_patch_files(tmp_path, n_rois=1, modalities=["AERIAL_RGBI", "AERIAL_LABEL-COSIA"])
+    name, patch_id = "AERIAL_LABEL-COSIA", files.patch_ids[0]
+    files.arrays[name][patch_id][0, 0, 0] = 19
+    write_patch(files.files[name][patch_id], files.arrays[name][patch_id], files.origins[patch_id])
+    names = {index: f"class {index}" for index in range(20)}
+    folder = write_train_config(tmp_path / "config", files, labels_configs={name: {"value_name": names}})
+    config = load_train_config(folder)
+    fh.ingest(config, cube=tmp_path / "c.zarr")
+    assert fh.open_cube(tmp_path / "c.zarr").read(name, [0])[0, 0, 0, 0] == 19
+    with pytest.raises(DataError, match=r"value 19 is outside the 19 classes 0\.\.18"):
+        fh.ingest(root=tmp_path, cube=tmp_path / "d.zarr")
