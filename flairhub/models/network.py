@@ -135,7 +135,7 @@ class Network(nn.Module):
                     logits[name] = series_logits
                 if present is not None:
                     there[name] = present
-        there = self._drop(inputs, there)
+        there = self.draw_dropout(inputs, there)
         if self.reference is None:
             main = self._series_logits(logits, there)
         else:
@@ -195,8 +195,16 @@ class Network(nn.Module):
         logits, maps = self.encoders[name](x, dates, mask, logits=wanted)
         return maps, logits, present
 
-    def _drop(self, inputs: Mapping[str, Tensor], there: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Which samples keep which modality, (batch,) bool; a modality that is not listed is kept throughout."""
+    def draw_dropout(self, inputs: Mapping[str, Tensor], there: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Draw which samples keep which modality.
+
+        Args:
+            inputs: What is given, by modality.
+            there: Samples that have a modality, (batch,) bool; a modality that is not listed is there throughout.
+
+        Returns:
+            Likewise for the samples that keep it: `there` itself outside of training.
+        """
         if not self.training or not self.spec.modality_dropout or len(inputs) == 1:
             return there
         first = next(iter(inputs.values()))
