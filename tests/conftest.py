@@ -22,7 +22,8 @@ def make_cube(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
     Cubes of the same data set and options are made once per session: read only, copy to change.
     """
-    made: dict[Any, Path] = {}
+    # The configuration is kept too: its identity is part of the key.
+    made: dict[Any, tuple[Path, Any]] = {}
 
     def make(files: PatchFiles, config: Any = None, **options: Any) -> Path:
         from flairhub.ingest import ingest
@@ -32,7 +33,7 @@ def make_cube(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             path = tmp_path_factory.mktemp("cubes") / "made.zarr"
             source: dict[str, Any] = {"root": files.folder} if config is None else {"config": config}
             ingest(cube=path, **source, **options)
-            made[key] = path
-        return made[key]
+            made[key] = path, config
+        return made[key][0]
 
     return make

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from comparisons import assert_equals_files, same_tree
 from makers import PatchFiles, make_patch_files
-from test_ingest_values import assert_equals_files, same_tree
 
 import flairhub as fh
 from flairhub.errors import CubeError, OutputExistsError, UsageError
