@@ -20,7 +20,8 @@ _MEANS_STDS: dict[str, tuple[list[float], list[float]]] = {
     "SPOT_RGBI": ([1140.0, 1070.0, 715.0, 2520.0], [350.0, 230.0, 210.0, 660.0]),
     "DEM_ELEV": ([230.0, 4.0], [190.0, 6.0]),
 }
-_IGNORED_COSIA = {15: 0, 16: 0, 17: 0, 18: 0}
+IGNORED_COSIA = {15: 0, 16: 0, 17: 0, 18: 0}
+"""Land-cover classes of weight 0, as published."""
 
 
 def _channels() -> dict[str, list[int]]:
@@ -84,7 +85,7 @@ def _modalities_section() -> dict[str, Any]:
     return {
         "inputs": {name: name in ACTIVE for name in INPUTS},
         "inputs_channels": _channels(),
-        "aux_loss": dict.fromkeys(INPUTS, False),
+        "aux_loss": {name: name == "SENTINEL2_TS" for name in INPUTS},
         "aux_loss_weight": 1.0,
         "modality_dropout": dict.fromkeys(INPUTS, 0.0),
         "pre_processings": {
@@ -107,16 +108,16 @@ def _models_section(plan: DemoPlan) -> dict[str, Any]:
         "monotemp_model": {"arch": plan.arch, "new_channels_init_mode": "random", "pretrained": False},
         "multitemp_model": {
             "ref_date": REF_DATE,
-            "encoder_widths": [32, 32, 32, 64],
-            "decoder_widths": [32, 32, 32, 64],
+            "encoder_widths": [16, 16, 16, 32],
+            "decoder_widths": [16, 16, 16, 32],
             "out_conv": [32, 19],
             "str_conv_k": 3,
             "str_conv_s": 1,
             "str_conv_p": 1,
             "agg_mode": "att_group",
-            "encoder_norm": "group",
-            "n_head": 8,
-            "d_model": 64,
+            "encoder_norm": "batch",
+            "n_head": 16,
+            "d_model": 256,
             "d_k": 4,
             "pad_value": 0,
             "padding_mode": "reflect",
@@ -133,7 +134,7 @@ def _supervision_sections() -> dict[str, Any]:
             "value_name": dict(enumerate(default_task(label).names)),
             "value_weights": {"default": 1},
         }
-    configs["AERIAL_LABEL-COSIA"]["value_weights"] = {"default": 1, "default_exceptions": _IGNORED_COSIA}
+    configs["AERIAL_LABEL-COSIA"]["value_weights"] = {"default": 1, "default_exceptions": IGNORED_COSIA}
     return {"labels": list(LABELS), "labels_configs": configs}
 
 

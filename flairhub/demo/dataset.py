@@ -39,6 +39,7 @@ class DemoData:
         zone_labels: Truth raster of each label set of the zone.
         configs: Folder with the four training YAML files.
         zonal_config: Zonal YAML file.
+        cube: Where the configuration expects the cube.
         bundle: Where the configuration lets training put its model and the zonal run look for it.
         patch_ids: All patches, in the order of the tables.
         seed: What everything was drawn from.
@@ -53,6 +54,7 @@ class DemoData:
     zone_labels: dict[str, Path]
     configs: Path
     zonal_config: Path
+    cube: Path
     bundle: Path
     patch_ids: tuple[str, ...]
     seed: int
@@ -138,7 +140,8 @@ def make_demo_data(
         zone_labels=labels,
         configs=root / "configs",
         zonal_config=root / "zonal.yaml",
-        bundle=root / "runs" / "demo",
+        cube=root / "hub.zarr",
+        bundle=root / "runs" / "demo" / "best.bundle",
         patch_ids=tuple(patch.patch_id for patch, _ in patches),
         seed=seed,
     )

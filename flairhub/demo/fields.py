@@ -48,7 +48,7 @@ def _lattice_position(size: int, cell_px: float) -> tuple[NDArray[np.intp], Floa
     position = np.arange(size, dtype=np.float32) / np.float32(cell_px)
     index = position.astype(np.intp)
     fraction = position - index.astype(np.float32)
-    return index, fraction * fraction * (3 - 2 * fraction)
+    return index, (fraction * fraction * (3 - 2 * fraction)).astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -35,15 +35,15 @@ class DemoPlan:
         epochs, batch_size: Hyperparameters of the configuration.
     """
 
-    gsd_m: float = 0.64
-    patch_px: int = 160
+    gsd_m: float = 1.28
+    patch_px: int = 64
     roi_splits: tuple[tuple[str, ...], ...] = (
         ("train", "train", "train", "test"),
         ("train", "train", "train", "test"),
         ("train", "train", "valid", "test"),
     )
-    roi_grid: tuple[int, int] = (3, 4)
-    zone_grid: tuple[int, int] = (4, 6)
+    roi_grid: tuple[int, int] = (5, 6)
+    zone_grid: tuple[int, int] = (6, 8)
     arch: str = "resnet18-linknet"
     epochs: int = 12
     batch_size: int = 8
