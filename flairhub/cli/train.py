@@ -50,6 +50,8 @@ def command(config_path: Path, cube: Path | None, overrides: tuple[str, ...], ov
 
     with progress_bar() as progress:
         result = train(config, cube=cube, overwrite=overwrite, progress=progress)
+    if result.rank:
+        return
     if result.metrics:
         console.print(_scores(result))
     for name, value in _paths(result):

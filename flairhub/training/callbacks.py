@@ -63,9 +63,10 @@ class Checkpoints(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the checkpoints of a finished epoch."""
         value = float(trainer.callback_metrics[self._monitor])
-        better = self.best is None or self._sign * value > self._sign * self.best
-        self.best = value if better else self.best
         best, last = self._folder.best_checkpoint, self._folder.last_checkpoint
+        # A run resumed in another folder starts without the best checkpoint of the first one.
+        better = self.best is None or self._sign * value > self._sign * self.best or not best.exists()
+        self.best = value if better else self.best
         new = last.with_name("new.ckpt")
         trainer.save_checkpoint(new)
         if better and self._weights_only:
@@ -103,10 +104,11 @@ class RunReporter(Callback):
         self._folder, self._progress, self._every = folder, progress, every
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
-        """Report the step within the epoch."""
-        done, total = trainer.fit_loop.epoch_loop.batch_progress.current.ready, int(trainer.num_training_batches)
-        if done % self._every == 0 or done == total:
-            self._progress(f"train: epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", done, total)
+        """Report the steps done of all epochs."""
+        steps, epochs = int(trainer.num_training_batches), trainer.max_epochs or 0
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if done % self._every == 0 or done == steps:
+            self._progress("train", trainer.current_epoch * steps + done, epochs * steps)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Write the history so far."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +22,7 @@ from flairhub.data import BatchLoader
 from flairhub.errors import TrainingError
 from flairhub.progress import Progress, silent
 from flairhub.training.callbacks import Checkpoints, RunReporter, WholeFiles
-from flairhub.training.checkpoints import check_resumable, strip_optimizer
+from flairhub.training.checkpoints import strip_optimizer
 from flairhub.training.folder import RunFolder
 from flairhub.training.module import SegmentationModule
 
@@ -139,18 +141,19 @@ def run_fit(
         loaders: Training and validation batches.
         folder: Where checkpoints go.
         options: The ones the trainer was built with.
-        resume: Full checkpoint to continue from.
+        resume: Full checkpoint to continue from, checked with `check_resumable`.
 
     Raises:
-        TrainingError: The checkpoint cannot be resumed, or the loss is not finite.
-        KeyboardInterrupt: Interrupted; Lightning has saved what it could.
+        TrainingError: The loss is not finite, or Lightning refuses the settings.
+        KeyboardInterrupt: Interrupted; the checkpoints of finished epochs are there.
     """
-    if resume is not None:
-        check_resumable(resume, module.plan.network, options.epochs)
+    on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(module, *loaders, ckpt_path=resume, weights_only=True)
     except SystemExit as stopped:
-        # Lightning turns Ctrl-C into an exit of its own.
+        # Lightning turns Ctrl-C into an exit of its own, and ignores any further one.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, on_interrupt)
         raise KeyboardInterrupt from stopped
     except MisconfigurationException as error:
         raise TrainingError(f"Lightning cannot train with these settings: {error}") from error

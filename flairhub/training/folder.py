@@ -79,48 +79,47 @@ class RunFolder:
         """Folder of a task's prediction rasters."""
         return self.root / "predictions" / (task if isinstance(task, str) else task.label)
 
-    def clear_for_training(self, overwrite: bool) -> None:
-        """Make room for a new run.
+    @property
+    def _results(self) -> list[Path]:
+        """What cannot be made again at once."""
+        predictions = self.root / "predictions"
+        return [self.checkpoints, self.bundle, self.history, self.metrics, self.confusion, predictions]
 
-        Only what a run writes is removed; anything else in the folder stays.
+    def check_training(self) -> None:
+        """Refuse to train where results lie.
 
         Raises:
-            OutputExistsError: The folder holds results and overwriting was not asked for.
+            OutputExistsError: The folder holds results.
         """
-        results = [
-            self.config,
-            self.inputs,
-            self.checkpoints,
-            self.bundle,
-            self.logs,
-            self.history,
-            self.metrics,
-            self.confusion,
-            self.root / "predictions",
-        ]
-        found = [path for path in results if path.exists()]
-        if found and not overwrite:
+        found = [path.name for path in self._results if path.exists()]
+        if found:
             raise OutputExistsError(
-                f"{self.root}: holds results of an earlier run ({', '.join(path.name for path in found)}). Choose "
-                "another paths.out_model_name, pass --overwrite to replace it, or resume with "
+                f"{self.root}: holds results of an earlier run ({', '.join(found)}). Choose another "
+                "paths.out_model_name, pass --overwrite to replace it, or resume with "
                 f"tasks.train_tasks.resume_training_from_ckpt and paths.ckpt_model_path: {self.last_checkpoint}."
             )
-        _remove(found)
 
-    def clear_for_prediction(self, tasks: Iterable[Task], overwrite: bool) -> None:
-        """Make room for new prediction rasters.
+    def check_prediction(self, tasks: Iterable[Task]) -> None:
+        """Refuse to predict where prediction rasters lie.
 
         Raises:
-            OutputExistsError: There are some and overwriting was not asked for.
+            OutputExistsError: There are some.
         """
-        folders = [self.predictions(task) for task in tasks]
-        found = [folder for folder in folders if folder.exists() and any(folder.iterdir())]
-        if found and not overwrite:
-            raise OutputExistsError(
-                f"{found[0]}: holds predictions already. Pass --overwrite to replace them, or set "
-                "tasks.metrics_only: true to score them."
-            )
-        _remove(found)
+        for task in tasks:
+            folder = self.predictions(task)
+            if folder.exists() and any(folder.iterdir()):
+                raise OutputExistsError(
+                    f"{folder}: holds predictions already. Pass --overwrite to replace them, or set "
+                    "tasks.metrics_only: true to score them."
+                )
+
+    def clear(self) -> None:
+        """Remove what an earlier run wrote; anything else in the folder stays."""
+        _remove([*self._results, self.config, self.inputs, self.logs])
+
+    def clear_predictions(self, tasks: Iterable[Task]) -> None:
+        """Remove prediction rasters of an earlier run."""
+        _remove([self.predictions(task) for task in tasks])
 
 
 def _remove(paths: Iterable[Path]) -> None:
@@ -128,7 +127,7 @@ def _remove(paths: Iterable[Path]) -> None:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:

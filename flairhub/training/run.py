@@ -21,7 +21,7 @@ from flairhub.data import BatchLoader
 from flairhub.errors import CubeError, TrainingError, WeightsError
 from flairhub.models import Network, build_network, load_into, load_model, load_published, save_bundle
 from flairhub.progress import Progress, silent
-from flairhub.training.checkpoints import load_weights
+from flairhub.training.checkpoints import check_resumable, load_weights, read_checkpoint
 from flairhub.training.evaluate import ConfusionSums, metrics_report, score_files, write_report
 from flairhub.training.fit import build_trainer, quiet_lightning, resolve_precision, run_fit
 from flairhub.training.folder import RunFolder, write_text
@@ -52,6 +52,7 @@ class TrainResult:
         predictions: By task, folder of the prediction rasters, where they were written.
         skipped_batches: Training batches without any pixel that counts.
         seconds: Wall time by phase: ingest, train, predict, score.
+        rank: Process of a distributed run; only rank 0 has scores and files.
     """
 
     folder: Path
@@ -63,6 +64,7 @@ class TrainResult:
     predictions: Mapping[str, Path] = field(default_factory=dict)
     skipped_batches: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
+    rank: int = 0
 
 
 def train(
@@ -97,23 +99,22 @@ def train(
         setup = replace(setup, fit=replace(setup.fit, bar=False))
         report = _training_steps_hidden(progress) if not config.saving.enable_progress_bar else progress
     main = _is_main()
-    if main:
-        _check_outputs(setup, overwrite)
+    if main and not overwrite:
+        _check_outputs(setup)
     _check_weights(setup)
     seconds: dict[str, float] = {}
     opened = _timed(seconds, "ingest", lambda: _open_or_ingest(config, setup, cube, report))
     setup = setup.for_cube(opened)
-    if main and not setup.phases.score_files:
-        _write_inputs(config, setup)
-    result = TrainResult(setup.folder.root, Path(str(opened.path)), seconds=seconds)
+    rank = getattr(rank_zero_only, "rank", None) or 0
+    result = TrainResult(setup.folder.root, Path(str(opened.path)), seconds=seconds, rank=rank)
     if setup.phases.train:
-        network, result = _timed(seconds, "train", lambda: _train(setup, opened, result, report))
+        network, result = _timed(seconds, "train", lambda: _train(config, setup, opened, result, report))
     elif setup.phases.predict:
         network = _load_for_prediction(setup)
     if not main:
         return result
     if setup.phases.predict:
-        sums = _timed(seconds, "predict", lambda: _predict(setup, opened, network, report))
+        sums = _timed(seconds, "predict", lambda: _predict(config, setup, opened, network, report))
     elif setup.phases.score_files:
         indices = split_indices(opened, "test", setup.csvs["test"])
         sums = _timed(seconds, "score", lambda: score_files(opened, indices, setup.tasks, setup.folder, report))
@@ -127,11 +128,11 @@ def _is_main() -> bool:
     return getattr(rank_zero_only, "rank", None) in (None, 0)
 
 
-def _check_outputs(setup: Setup, overwrite: bool) -> None:
+def _check_outputs(setup: Setup) -> None:
     if setup.phases.train and not setup.phases.resume:
-        setup.folder.clear_for_training(overwrite)
-    elif setup.phases.predict and setup.phases.write_files:
-        setup.folder.clear_for_prediction(setup.tasks, overwrite or setup.phases.train)
+        setup.folder.check_training()
+    elif setup.phases.predict and setup.phases.write_files and not setup.phases.train:
+        setup.folder.check_prediction(setup.tasks)
 
 
 def _check_weights(setup: Setup) -> None:
@@ -171,6 +172,8 @@ def _open_or_ingest(config: TrainConfig, setup: Setup, cube: str | Path | Cube |
 
 
 def _write_inputs(config: TrainConfig, setup: Setup) -> None:
+    if not _is_main():
+        return
     write_text(setup.folder.config, resolved_yaml(config))
     if config.saving.cp_csv_and_conf_to_output:
         setup.folder.inputs.mkdir(parents=True, exist_ok=True)
@@ -179,12 +182,14 @@ def _write_inputs(config: TrainConfig, setup: Setup) -> None:
                 shutil.copyfile(csv, setup.folder.inputs / f"{split}.csv")
 
 
-def _train(setup: Setup, cube: Cube, result: TrainResult, progress: Progress) -> tuple[Network, TrainResult]:
+def _train(
+    config: TrainConfig, setup: Setup, cube: Cube, result: TrainResult, progress: Progress
+) -> tuple[Network, TrainResult]:
     splits = {split: split_indices(cube, split, setup.csvs[split]) for split in ("train", "valid")}
     if setup.phases.predict:
-        warn_of_overlap(cube, {**splits, "test": split_indices(cube, "test", setup.csvs["test"])})
-    else:
-        warn_of_overlap(cube, splits)
+        splits["test"] = split_indices(cube, "test", setup.csvs["test"])
+        setup.loader(cube, splits["test"])  # what is missing for the prediction is found before the training
+    warn_of_overlap(cube, splits)
     torch.manual_seed(setup.seed)
     network = _initial_network(setup)
     with quiet_lightning():
@@ -208,6 +213,12 @@ def _train(setup: Setup, cube: Cube, result: TrainResult, progress: Progress) ->
         )
         module = SegmentationModule(network, Criterion(setup.objectives, setup.aux_weight), plan)
         resume = setup.checkpoint if setup.phases.resume else None
+        if resume is not None:
+            check_resumable(resume, plan.network, setup.fit.epochs)
+        elif _is_main():
+            # Everything has been checked: only now an earlier run makes room.
+            setup.folder.clear()
+        _write_inputs(config, setup)
         run_fit(trainer, module, (training, validation), setup.folder, setup.fit, resume)
     return network, _finish_training(setup, cube, trainer, module, result)
 
@@ -220,8 +231,8 @@ def _finish_training(
     if not trainer.is_global_zero:
         return result
     load_weights(network, folder.best_checkpoint)
-    key = setup.fit.monitor
-    best = (max if setup.fit.mode == "max" else min)(module.history, key=lambda entry: entry[key])
+    epoch = read_checkpoint(folder.best_checkpoint)["epoch"]
+    best = next(entry for entry in module.history if entry["epoch"] == epoch)
     save_bundle(
         folder.bundle,
         network,
@@ -272,11 +283,14 @@ def _load_for_prediction(setup: Setup) -> Network:
     return model.network
 
 
-def _predict(setup: Setup, cube: Cube, network: Network, progress: Progress) -> ConfusionSums:
+def _predict(config: TrainConfig, setup: Setup, cube: Cube, network: Network, progress: Progress) -> ConfusionSums:
     indices = split_indices(cube, "test", setup.csvs["test"])
     device = "cuda" if setup.fit.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
     precision = resolve_precision(setup.fit.precision, "gpu" if device == "cuda" else "cpu")
     loader: BatchLoader = setup.loader(cube, indices, pin_memory=device == "cuda")
+    setup.folder.clear_predictions(setup.tasks)
+    if not setup.phases.train:
+        _write_inputs(config, setup)
     sums = ConfusionSums(setup.tasks)
     for prediction in predict_patches(
         network, loader, setup.preparations, device=device, precision=precision, progress=progress

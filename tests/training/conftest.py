@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from makers import PatchFiles, make_patch_files, write_patch, write_train_config
 
 from flairhub.config import TrainConfig, load_train_config
@@ -29,6 +30,12 @@ SMALL_MODELS: dict[str, Any] = {
         "d_model": 16,
     },
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tiny layers are slower on several threads, and much slower on a busy machine."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
