@@ -11,6 +11,7 @@ from makers import PatchFiles
 
 from flairhub.cube import open_cube
 from flairhub.errors import TrainingError
+from flairhub.models import load_model
 from flairhub.training import losses, train
 from flairhub.training.checkpoints import read_checkpoint
 from flairhub.training.module import SegmentationModule, step_seed
@@ -95,6 +96,26 @@ def test_ctrl_c_is_an_interrupt_and_keeps_finished_epochs(
     assert signal.getsignal(signal.SIGINT) is before
     last = read_checkpoint(tmp_path / "out" / "test_model" / "checkpoints" / "last.ckpt")
     assert last["epoch"] == 0
+
+
+def test_a_run_can_be_prolonged_in_another_folder(
+    configure: Configure, learnable_cube: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([2.0, 1.0, 4.0, 3.0])
+    monkeypatch.setattr(SegmentationModule, "_validation_loss", lambda self: next(values))
+    monitor = {"ckpt_monitor": "val_loss", "ckpt_monitor_mode": "min", "ckpt_save_also_last": True}
+    hyper = {"batch_size": 8, "learning_rate": 1e-3, "scheduler": "reduce_on_plateau"}
+    first = train(
+        configure(tmp_path, **SERIES_ONLY, saving=monitor, hyperparams={"num_epochs": 2, **hyper}), cube=learnable_cube
+    )
+    sections = {**SERIES_ONLY, "tasks": {"predict": False, "train_tasks": {"resume_training_from_ckpt": True}}}
+    paths = {"out_model_name": "longer", "ckpt_model_path": str(first.folder / "checkpoints" / "last.ckpt")}
+    longer = configure(tmp_path, **sections, paths=paths, saving=monitor, hyperparams={"num_epochs": 4, **hyper})
+    result = train(longer, cube=learnable_cube)
+    assert [entry["val_loss"] for entry in result.history] == [2.0, 1.0, 4.0, 3.0]
+    # The best epoch lies in the first folder; here it is the best one of the new epochs.
+    assert load_model(first.bundle).manifest["training"]["epoch"] == 1
+    assert load_model(result.bundle).manifest["training"]["epoch"] == 3
 
 
 def test_early_stopping_and_plateau_follow_the_validation(
