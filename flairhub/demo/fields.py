@@ -41,7 +41,7 @@ def _lattice_noise(rng: np.random.Generator, shape: tuple[int, int], cell_px: fl
     y, fy = _lattice_position(shape[0], cell_px)
     x, fx = _lattice_position(shape[1], cell_px)
     rows = lattice[y] * (1 - fy)[:, None] + lattice[y + 1] * fy[:, None]
-    return rows[:, x] * (1 - fx) + rows[:, x + 1] * fx
+    return np.asarray(rows[:, x] * (1 - fx) + rows[:, x + 1] * fx, np.float32)
 
 
 def _lattice_position(size: int, cell_px: float) -> tuple[NDArray[np.intp], Float]:
