@@ -55,6 +55,9 @@ def cli(ctx: click.Context, verbose: bool, debug: bool) -> None:
         format="%(levelname)s %(name)s: %(message)s",
         force=True,
     )
+    if not verbose:
+        # Its retries would bury our own message about weights that cannot be fetched.
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     ctx.obj = {"debug": debug}
 
 
