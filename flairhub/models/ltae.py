@@ -64,21 +64,21 @@ class TemporalEncoder(nn.Module):
             The collapsed map (batch, channel, y, x) and the attention (batch, time, head, y, x), 0 at padded dates.
         """
         batch, _, channels, height, width = x.shape
-        pixels = height * width
-        code = self._code(dates).to(x.dtype)  # (batch, time, code)
+        wide = torch.promote_types(x.dtype, torch.float32)  # statistics and softmax
+        code = self._code(dates, wide)  # (batch, time, code)
         z = x.flatten(3).permute(0, 3, 1, 2).contiguous()  # (batch, pixel, time, channel)
-        scale, shift = self._normalisation(z, valid)  # (batch, pixel, channel)
+        scale, shift = self._normalisation(z.to(wide), valid)  # (batch, pixel, channel)
         z = z.flatten(0, 1)
-        attention = self.attention_dropout(self._attend(z, scale, shift, code, valid))  # (batch * pixel, head, time)
+        attention = self.attention_dropout(self._attend(z, scale, code, valid))  # (batch * pixel, head, time)
         pooled = torch.bmm(attention.to(z.dtype), z)  # (batch * pixel, head, channel)
         out = self._values(pooled, attention, scale, shift, code)
-        out = self.out_norm(self.dropout(self.mlp(out)))
+        out = self.out_norm(self.dropout(self.mlp(out.to(x.dtype))))
         out = out.view(batch, height, width, channels).permute(0, 3, 1, 2)
-        attention = attention.view(batch, height, width, self.n_head, -1).permute(0, 4, 3, 1, 2)
+        attention = attention.to(x.dtype).view(batch, height, width, self.n_head, -1).permute(0, 4, 3, 1, 2)
         return out, attention
 
     def _normalisation(self, z: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Scale and shift of each channel of each pixel, float32, both (batch, pixel, channel).
+        """Scale and shift of each channel of each pixel, both (batch, pixel, channel).
 
         Group statistics over the channels of a group and the valid dates, in two passes.
 
@@ -86,7 +86,6 @@ class TemporalEncoder(nn.Module):
             z: (batch, pixel, time, channel).
             valid: (batch, time) bool, or None.
         """
-        z = z.float()
         mean = self._per_group(_mean_over_time(z, valid))
         variance = self._per_group(_mean_over_time((z - mean.unsqueeze(2)).square(), valid))
         scale = torch.rsqrt(variance + self.in_norm.eps) * self.in_norm.weight
@@ -97,28 +96,31 @@ class TemporalEncoder(nn.Module):
         groups = x.unflatten(-1, (self.n_head, -1))
         return groups.mean(dim=-1, keepdim=True).expand_as(groups).flatten(-2)
 
-    def _code(self, dates: Tensor) -> Tensor:
+    def _code(self, dates: Tensor, dtype: torch.dtype) -> Tensor:
         """Positional code of day offsets, (batch, time, d_model / n_head): sine at even, cosine at odd places."""
         place = torch.arange(self.code_width, device=dates.device)
         exponent = 2.0 * torch.div(place, 2, rounding_mode="floor") / self.code_width
-        angle = dates.float().unsqueeze(-1) / _LONGEST_PERIOD_DAYS**exponent
+        angle = dates.to(dtype).unsqueeze(-1) / _LONGEST_PERIOD_DAYS**exponent
         return torch.where(place % 2 == 0, angle.sin(), angle.cos())
 
-    def _attend(self, z: Tensor, scale: Tensor, shift: Tensor, code: Tensor, valid: Tensor | None) -> Tensor:
-        """Attention weights (batch * pixel, head, time), before dropout."""
+    def _attend(self, z: Tensor, scale: Tensor, code: Tensor, valid: Tensor | None) -> Tensor:
+        """Attention weights (batch * pixel, head, time), before dropout.
+
+        What is the same for all dates of a pixel (the shift of the normalisation, the bias of the values) cancels in
+        the softmax and is left out; the keys' bias cancels too and stays for its (zero) gradient.
+        """
         batch, pixels, channels = scale.shape
-        heads = self.attention_heads
-        keys = heads.fc1_k.weight.view(self.n_head, -1, self.n_head * self.code_width)
-        query = torch.einsum("hk,hkd->hd", heads.Q, keys) / heads.Q.shape[1] ** 0.5
-        constant = (heads.Q * heads.fc1_k.bias.view_as(heads.Q)).sum(dim=1) / heads.Q.shape[1] ** 0.5
-        constant = constant + query @ self._value_bias()
-        folded = query @ self.inconv.weight.squeeze(2)  # (head, channel)
-        offset = shift @ folded.t() + constant  # (batch, pixel, head)
+        heads, dtype = self.attention_heads, scale.dtype
+        queries = heads.Q.to(dtype) / heads.Q.shape[1] ** 0.5
+        keys = heads.fc1_k.weight.to(dtype).view(self.n_head, -1, self.n_head * self.code_width)
+        query = torch.einsum("hk,hkd->hd", queries, keys)
+        constant = (queries * heads.fc1_k.bias.to(dtype).view_as(queries)).sum(dim=1)
+        folded = query @ self.inconv.weight.squeeze(2).to(query.dtype)  # (head, channel)
         # The positional code is the same for every head's slice of the model width.
-        position = code @ query.unflatten(1, (self.n_head, -1)).sum(dim=1).t()  # (batch, time, head)
+        position = code @ query.to(code.dtype).unflatten(1, (self.n_head, -1)).sum(dim=1).t()  # (batch, time, head)
         weights = (scale.unsqueeze(2) * folded).view(batch * pixels, self.n_head, channels)
-        scores = torch.bmm(weights.to(z.dtype), z.transpose(1, 2)).float().view(batch, pixels, self.n_head, -1)
-        scores = scores + offset.unsqueeze(3) + position.transpose(1, 2).unsqueeze(1)
+        scores = torch.bmm(weights.to(z.dtype), z.transpose(1, 2)).to(dtype).view(batch, pixels, self.n_head, -1)
+        scores = scores + (position + constant).transpose(1, 2).unsqueeze(1)
         if valid is not None:
             scores = scores.masked_fill(~valid[:, None, None, :], float("-inf"))
         return F.softmax(scores, dim=3).flatten(0, 1)
@@ -126,17 +128,15 @@ class TemporalEncoder(nn.Module):
     def _values(self, pooled: Tensor, attention: Tensor, scale: Tensor, shift: Tensor, code: Tensor) -> Tensor:
         """Values of all heads summed over time, (batch * pixel, d_model)."""
         batch, pixels, channels = scale.shape
+        bias = self.inconv.bias
+        assert bias is not None
         total = attention.sum(dim=2, keepdim=True)  # 1, except under dropout
         pooled = pooled * scale.view(-1, 1, channels) + total * shift.view(-1, 1, channels)
         slices = self.inconv.weight.view(self.n_head, self.code_width, channels)
-        values = torch.einsum("phc,hdc->phd", pooled, slices)
-        values = values + total * self._value_bias().view(self.n_head, self.code_width)
-        code_sum = torch.bmm(attention.view(batch, pixels * self.n_head, -1).to(code.dtype), code)
+        values = torch.einsum("phc,hdc->phd", pooled, slices.to(pooled.dtype))
+        values = values + total * bias.view(self.n_head, self.code_width)
+        code_sum = torch.bmm(attention.view(batch, pixels * self.n_head, -1), code)
         return (values + code_sum.view_as(values)).flatten(1)
-
-    def _value_bias(self) -> Tensor:
-        assert self.inconv.bias is not None
-        return self.inconv.bias
 
 
 def _mean_over_time(x: Tensor, valid: Tensor | None) -> Tensor:

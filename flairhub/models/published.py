@@ -239,8 +239,9 @@ def _renamed(network: Network, own: Mapping[str, Tensor], tensors: Mapping[str, 
             for old, new in _DEEPLABV3_NAMES.items():
                 name = name.replace(f".seg_model.{old}", f".seg_model.{new}")
         for prefix in flat:
-            if name.startswith(prefix) and not name.startswith(f"{prefix}model."):
-                name = f"{prefix}model.{name.removeprefix(prefix)}".replace(".stages.", ".stages_")
+            deeper = f"{prefix}model.{name.removeprefix(prefix)}".replace(".stages.", ".stages_")
+            if name.startswith(prefix) and name not in own and deeper in own:
+                name = deeper
         result[name] = tensor
     return result
 
