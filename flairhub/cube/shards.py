@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from flairhub.cube.codecs import CRC_BYTES, checked_payload, crc_bytes
+from flairhub.cube.faults import reach
 
 ABSENT = np.uint64(2**64 - 1)
 TEMPORARY_SUFFIX = ".tmp"
@@ -46,16 +48,85 @@ def parse_index(tail: NDArray[np.uint8], n_chunks: int, shard_bytes: int) -> NDA
     return index
 
 
-def pack_shard(chunks: Sequence[bytes | None]) -> list[bytes]:
-    """Return the pieces of a shard in file order; None marks a chunk that does not exist."""
-    index = np.full((len(chunks), 2), ABSENT, dtype="<u8")
+def _index_pieces(lengths: Sequence[int | None]) -> list[bytes]:
+    """Return the index of chunks that stand one after the other, and its checksum."""
+    index = np.full((len(lengths), 2), ABSENT, dtype="<u8")
     offset = 0
-    for position, chunk in enumerate(chunks):
-        if chunk is not None:
-            index[position] = offset, len(chunk)
-            offset += len(chunk)
+    for position, length in enumerate(lengths):
+        if length is not None:
+            index[position] = offset, length
+            offset += length
     table = index.tobytes()
-    return [*(chunk for chunk in chunks if chunk is not None), table, crc_bytes(table)]
+    return [table, crc_bytes(table)]
+
+
+class FileWriter:
+    """Writes a file piece by piece, so that it is either whole or absent: a context manager.
+
+    Attributes:
+        length: Bytes so far.
+        checksum: CRC-32C so far.
+    """
+
+    def __init__(self, path: Path):
+        """Open a temporary file beside `path`; its folder is made."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.length = self.checksum = 0
+        self._path, self._temporary = path, path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+        self._stream = self._temporary.open("wb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def write(self, piece: bytes) -> None:
+        """Append bytes."""
+        self._stream.write(piece)
+        self.checksum, self.length = google_crc32c.extend(self.checksum, piece), self.length + len(piece)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self._stream.close()
+            if kind is None:
+                reach("file-rename")
+                os.replace(self._temporary, self._path)
+                return
+        except BaseException:
+            self._temporary.unlink(missing_ok=True)
+            raise
+        self._temporary.unlink(missing_ok=True)
+
+
+class ShardWriter(FileWriter):
+    """Writes one shard chunk by chunk; only the index stays in memory."""
+
+    def __init__(self, path: Path, n_chunks: int):
+        """Open the shard.
+
+        Args:
+            path: Its file.
+            n_chunks: Inner chunks of a shard; those that are not added do not exist.
+        """
+        super().__init__(path)
+        self._n_chunks = n_chunks
+        self._lengths: list[int | None] = []
+
+    def add(self, chunk: bytes | None) -> None:
+        """Append the next inner chunk; None = it does not exist."""
+        if len(self._lengths) == self._n_chunks:
+            raise ValueError(f"{self._path}: the shard has {self._n_chunks} chunks only.")
+        if chunk is not None:
+            self.write(chunk)
+        self._lengths.append(None if chunk is None else len(chunk))
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            if kind is None:
+                for piece in _index_pieces(self._lengths + [None] * (self._n_chunks - len(self._lengths))):
+                    self.write(piece)
+        except BaseException as error:
+            super().__exit__(type(error), *rest)
+            raise
+        super().__exit__(kind, *rest)
 
 
 def write_file(path: Path, pieces: Sequence[bytes]) -> tuple[int, int]:
@@ -64,16 +135,7 @@ def write_file(path: Path, pieces: Sequence[bytes]) -> tuple[int, int]:
     Returns:
         Its length in bytes and the CRC-32C of all of it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
-    checksum = length = 0
-    try:
-        with temporary.open("wb") as stream:
-            for piece in pieces:
-                stream.write(piece)
-                checksum, length = google_crc32c.extend(checksum, piece), length + len(piece)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return length, checksum
+    with FileWriter(path) as target:
+        for piece in pieces:
+            target.write(piece)
+    return target.length, target.checksum

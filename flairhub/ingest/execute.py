@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from flairhub.errors import FlairhubError, UsageError
-from flairhub.ingest.jobs import JobResult, run_job
-from flairhub.ingest.plan import Job
+from flairhub.ingest.job import Job, JobResult
+from flairhub.ingest.jobs import run_job
 
 logger = logging.getLogger(__name__)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,10 @@ from numpy.typing import NDArray
 
 from flairhub.errors import DataError
 from flairhub.geo import ALIGNMENT_TOLERANCE_PX, GeoBox, crs_name, geobox_of, same_crs
+from flairhub.ingest.archives import MOST_BYTES, read_member, split_member
 
 MOST_PX = 8192
 """Largest accepted width or height of a patch."""
-
-MOST_BYTES = 2**30
-"""Largest accepted uncompressed file."""
 
 GDAL_OPTIONS: dict[str, Any] = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
@@ -134,11 +132,11 @@ def read_raster(path: str, expected: Expectation, n_dates: int | None) -> Raster
                 f"{path}: dtype {', '.join(sorted(dtypes))}, expected {expected.dtype} ({expected.modality}) "
                 "or a real numeric dtype that converts to it without loss."
             )
-        _check_sparse(path, dataset)
         try:
             values = dataset.read()
         except (rasterio.errors.RasterioError, OSError) as error:
             raise DataError(f"{path}: truncated or damaged, its pixels cannot be read: {_cause(error)}") from error
+        _check_sparse(path, dataset, values)
         return Raster(values, (box.x_min, box.y_max), dataset.nodata)
 
 
@@ -166,18 +164,27 @@ def lossless(values: NDArray[Any], dtype: str, path: str) -> NDArray[Any]:
     return converted
 
 
-def _open(path: str) -> Any:
+@contextmanager
+def _open(path: str) -> Iterator[Any]:
+    """Open a file, or a member of an archive from memory, with the GTiff driver."""
     import rasterio
     import rasterio.errors
 
-    file = Path(path)
-    if not file.is_file():
-        raise DataError(f"{path}: no such file.")
-    try:
-        return rasterio.open(file.absolute(), driver="GTiff", sharing=False)
-    except (rasterio.errors.RasterioError, OSError) as error:
-        size = file.stat().st_size
-        raise DataError(f"{path}: not a readable GeoTIFF ({size} bytes): {_cause(error)}") from error
+    member = split_member(path)
+    content = None if member is None else read_member(member)
+    with ExitStack() as stack:
+        try:
+            if content is None:
+                source: Any = rasterio.open(os.path.abspath(path), driver="GTiff", sharing=False)
+            else:
+                memory = stack.enter_context(rasterio.MemoryFile(content))
+                source = memory.open(driver="GTiff", sharing=False)
+        except (rasterio.errors.RasterioError, OSError) as error:
+            if content is None and not os.path.isfile(path):
+                raise DataError(f"{path}: no such file.") from None
+            size = os.path.getsize(path) if content is None else len(content)
+            raise DataError(f"{path}: not a readable GeoTIFF ({size} bytes): {_cause(error)}") from error
+        yield stack.enter_context(source)
 
 
 def _check_bomb(path: str, dataset: Any) -> None:
@@ -224,15 +231,22 @@ def _check_grid(path: str, box: GeoBox, expected: Expectation) -> None:
         )
 
 
-def _check_sparse(path: str, dataset: Any) -> None:
-    """GDAL gives nodata or zeros for blocks that were never written; a patch without pixels is not a black one."""
+def _check_sparse(path: str, dataset: Any, values: NDArray[Any]) -> None:
+    """GDAL gives nodata or zeros for blocks that were never written; a patch without pixels is not a black one.
+
+    Only blocks that begin with such a value are looked up.
+    """
     rows, cols = dataset.block_shapes[0]
-    bands = (1,) if dataset.interleaving and dataset.interleaving.value == "PIXEL" else dataset.indexes
-    for band in bands:
-        for y in range(-(-dataset.height // rows)):
-            for x in range(-(-dataset.width // cols)):
-                if dataset.get_tag_item(f"BLOCK_OFFSET_{x}_{y}", "TIFF", bidx=band) is None:
-                    raise DataError(f"{path}: sparse: block {x}, {y} of band {band} was never written.")
+    first = values[:, ::rows, ::cols]
+    empty = first == 0
+    if dataset.nodata is not None:
+        # How a nodata value that the dtype cannot hold is written is up to GDAL: then every block is looked up.
+        empty = np.ones_like(empty)
+    if dataset.interleaving and dataset.interleaving.value == "PIXEL":
+        empty = empty.all(axis=0, keepdims=True)
+    for band, y, x in np.argwhere(empty):
+        if dataset.get_tag_item(f"BLOCK_OFFSET_{x}_{y}", "TIFF", bidx=int(band) + 1) is None:
+            raise DataError(f"{path}: sparse: block {x}, {y} of band {band + 1} was never written.")
 
 
 def _cause(error: BaseException) -> str:

@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flairhub.cube.shards import pack_shard, write_file
+from flairhub.cube.faults import reach
+from flairhub.cube.shards import ShardWriter, write_file
 from flairhub.cube.spec import NO_DAY
 from flairhub.cube.template import AverageTemplate, side_chunk
 from flairhub.errors import DataError
 from flairhub.ingest.geotiff import Raster, gdal, lossless, read_raster
-from flairhub.ingest.plan import Job
-from flairhub.ingest.statistics import Tally, tally_bands
+from flairhub.ingest.job import Job, JobResult
+from flairhub.ingest.statistics import BandTally, Tally, add_bands, histogram, tally_bands
 from flairhub.tasks import IGNORE_INDEX
 from flairhub.timeseries import average_series, keep_dates
 
-
-@dataclass(frozen=True)
-class JobResult:
-    """What a finished job tells.
-
-    Attributes:
-        job: Its id.
-        files: Length and CRC-32C of each file it wrote, by path below the store.
-        origins: (patch, 2) x_min and y_max, NaN where there is no file.
-        tally: Sums for the statistics.
-        skipped: (patch id, reason) of patches recorded as missing because they are bad.
-    """
-
-    job: str
-    files: dict[str, tuple[int, int]]
-    origins: NDArray[np.float64]
-    tally: Tally
-    skipped: tuple[tuple[str, str], ...]
+ENCODE_AHEAD = 2
+"""Patches that may wait for their encoding while the next is read."""
 
 
 @dataclass(frozen=True)
@@ -50,78 +39,127 @@ class _PeriodMeans:
 
 @dataclass(frozen=True)
 class _Patch:
+    """An encoded patch: `bands` of images and series, or `counts` (level, 256) of labels, tell what it holds."""
+
     chunks: list[bytes]
     averages: list[_PeriodMeans]
     origin: tuple[float, float]
-    tally: Tally
+    bands: tuple[BandTally, ...] = ()
+    counts: NDArray[np.int64] | None = None
 
 
-def run_job(job: Job, store: str) -> JobResult:
-    """Read, check, encode and write one shard; memory holds one patch and the shard's compressed chunks.
+@dataclass(frozen=True)
+class _Loaded:
+    raster: Raster
+    mask: Raster | None
+
+
+def run_job(job: Job, store: str, overlap: bool = False) -> JobResult:
+    """Read, check, encode and write one shard; memory holds a few patches, whatever the size of the shard.
 
     Args:
         job: What to do.
         store: Folder of the cube.
+        overlap: Encode in a second thread while the next file is read.
 
     Raises:
         DataError: A bad file, unless the job skips those.
     """
-    patches: list[_Patch | None] = []
-    tally = Tally()
+    origins = np.full((len(job.patch_ids), 2), np.nan)
     skipped: list[tuple[str, str]] = []
-    with gdal():
-        for row, patch_id in enumerate(job.patch_ids):
-            patch = None
-            try:
-                if patch_id in job.problems:
-                    raise DataError(job.problems[patch_id])
-                patch = _read_patch(job, row)
-            except DataError as error:
+    bands: tuple[BandTally, ...] = ()
+    counts = np.zeros((len(job.level_sizes), 256), dtype=np.int64)
+    with gdal(), _ShardFiles(job, Path(store)) as files:
+        for row, patch in enumerate(_encoded(job, overlap)):
+            if isinstance(patch, DataError):
                 if not job.skip:
-                    raise
-                skipped.append((patch_id, str(error)))
-            patches.append(patch)
-            if patch is not None:
-                tally = tally + patch.tally
-    files = _write(job, Path(store), patches)
-    origins = np.array([(np.nan, np.nan) if patch is None else patch.origin for patch in patches])
-    return JobResult(job.id, files, origins, tally, tuple(skipped))
+                    raise patch
+                skipped.append((job.patch_ids[row], str(patch)))
+                patch = None
+            files.add(patch)
+            reach("patch")
+            if patch is None:
+                continue
+            origins[row] = patch.origin
+            bands = add_bands(bands, patch.bands)
+            if patch.counts is not None:
+                counts += patch.counts
+    levels = tuple(tuple(level) for level in counts.tolist()) if counts.any() else ()
+    return JobResult(job.id, files.written, origins, Tally(bands, levels), tuple(skipped))
 
 
-def _read_patch(job: Job, row: int) -> _Patch | None:
-    path = job.files[row]
+def _encoded(job: Job, overlap: bool) -> Iterator[_Patch | DataError | None]:
+    """Yield every patch of a job in order: encoded, missing (None), or what is wrong with it."""
+    loaded = (_load(job, row) for row in range(len(job.patch_ids)))
+    if not overlap:
+        for row, entry in enumerate(loaded):
+            yield _encode(job, row, entry)
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="encode") as encoder:
+        waiting: deque[Future[_Patch | DataError | None]] = deque()
+        for row, entry in enumerate(loaded):
+            waiting.append(encoder.submit(_encode, job, row, entry))
+            if len(waiting) > ENCODE_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _load(job: Job, row: int) -> _Loaded | DataError | None:
+    path, patch_id = job.files[row], job.patch_ids[row]
+    if patch_id in job.problems:
+        return DataError(job.problems[patch_id])
     if path is None:
         return None
-    days = None if job.days is None else job.days[row][job.days[row] != NO_DAY]
-    raster = read_raster(path, job.expected, None if days is None else len(days))
-    if job.level_sizes:
-        return _label_patch(job, raster, path)
-    values = lossless(raster.values, job.spec.dtype, path)
-    if days is None:
-        tally = Tally(bands=tuple(tally_bands(values, raster.nodata)))
-        return _Patch([job.spec.codec.encode(np.ascontiguousarray(values))], [], raster.origin, tally)
+    try:
+        n_dates = None if job.days is None else int((job.days[row] != NO_DAY).sum())
+        raster = read_raster(path, job.expected, n_dates)
+        if not any(average.cloud_filter is not None for average in job.averages):
+            return _Loaded(raster, None)
+        mask, expected = job.masks[row], job.mask_expected
+        assert expected is not None
+        if mask is None:
+            raise DataError(
+                f"{path}: the filtered averages need the quality mask {expected.modality} of patch {patch_id}, which "
+                "has none. Add it, or turn the filter off."
+            )
+        return _Loaded(raster, read_raster(mask, expected, n_dates))
+    except DataError as error:
+        return error
+
+
+def _encode(job: Job, row: int, loaded: _Loaded | DataError | None) -> _Patch | DataError | None:
+    if loaded is None or isinstance(loaded, DataError):
+        return loaded
+    try:
+        return _encode_label(job, row, loaded.raster) if job.level_sizes else _encode_image(job, row, loaded)
+    except DataError as error:
+        return error
+
+
+def _encode_image(job: Job, row: int, loaded: _Loaded) -> _Patch:
+    """Encode an image, or a series padded to the longest."""
+    raster, path = loaded.raster, job.files[row]
+    values = lossless(raster.values, job.spec.dtype, str(path))
+    if job.days is None:
+        chunk = job.spec.codec.encode(np.ascontiguousarray(values))
+        return _Patch([chunk], [], raster.origin, tuple(tally_bands(values, raster.nodata)))
+    days = job.days[row][job.days[row] != NO_DAY]
     series = values.reshape(len(days), job.expected.bands, *values.shape[-2:])
     padded = np.zeros(job.spec.shape[1:], dtype=job.spec.dtype)
     padded[: len(series)] = series
-    tally = Tally(bands=tuple(tally_bands(series, raster.nodata)))
     dates = days.astype(np.int64).astype("datetime64[D]")
-    averages = [_average(job, average, series, dates, row) for average in job.averages]
-    return _Patch([job.spec.codec.encode(padded)], averages, raster.origin, tally)
+    averages = [_average(average, series, dates, loaded.mask) for average in job.averages]
+    return _Patch([job.spec.codec.encode(padded)], averages, raster.origin, tuple(tally_bands(series, raster.nodata)))
 
 
 def _average(
-    job: Job, average: AverageTemplate, series: NDArray[Any], dates: NDArray[np.datetime64], row: int
+    average: AverageTemplate, series: NDArray[Any], dates: NDArray[np.datetime64], mask: Raster | None
 ) -> _PeriodMeans:
     if average.cloud_filter is not None:
-        path = job.masks[row]
-        assert job.mask_expected is not None
-        if path is None:
-            raise DataError(
-                f"{job.files[row]}: the filtered averages need the quality mask {job.mask_expected.modality} of patch "
-                f"{job.patch_ids[row]}, which has none. Add it, or turn the filter off."
-            )
-        mask = read_raster(path, job.mask_expected, len(dates)).values
-        keep = keep_dates(mask.reshape(len(dates), -1, *mask.shape[-2:]), average.cloud_filter)
+        assert mask is not None
+        quality = mask.values.reshape(len(dates), -1, *mask.values.shape[-2:])
+        keep = keep_dates(quality, average.cloud_filter)
         series, dates = series[keep], dates[keep]
     # With 1 January as reference, offsets are days into the year of the first date: adding its start gives dates.
     means = average_series(series, dates, average.average, "01-01")  # type: ignore[arg-type]
@@ -131,19 +169,25 @@ def _average(
     return _PeriodMeans(average.spec.codec.encode(means.values), means.count, days)
 
 
-def _label_patch(job: Job, raster: Raster, path: str) -> _Patch:
+def _encode_label(job: Job, row: int, raster: Raster) -> _Patch:
     """Class indices as uint8: declared nodata and 255 become 255, other values outside the nomenclature are errors."""
-    levels, counts, chunks = raster.values, [], []
-    for level, (values, n_classes) in enumerate(zip(levels, job.level_sizes, strict=True), start=1):
-        stored = _class_indices(values, raster.nodata, n_classes, f"{path}: level {level}", job.modality)
-        counts.append(tuple(np.bincount(stored.reshape(-1), minlength=256).tolist()))
+    counts = np.zeros((len(job.level_sizes), 256), dtype=np.int64)
+    chunks = []
+    for level, (values, n_classes) in enumerate(zip(raster.values, job.level_sizes, strict=True)):
+        where = f"{job.files[row]}: level {level + 1}"
+        stored, counts[level] = _class_indices(values, raster.nodata, n_classes, where, job.modality)
         chunks.append(job.spec.codec.encode(stored))
-    return _Patch(chunks, [], raster.origin, Tally(classes=tuple(counts)))
+    return _Patch(chunks, [], raster.origin, counts=counts)
 
 
 def _class_indices(
     values: NDArray[Any], nodata: float | None, n_classes: int, where: str, label: str
-) -> NDArray[np.uint8]:
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return (y, x) class indices and their (256,) histogram."""
+    if values.dtype == np.uint8 and nodata in (None, IGNORE_INDEX):
+        counts = histogram(values)
+        if not counts[n_classes:IGNORE_INDEX].any():
+            return values, counts
     unknown = values == IGNORE_INDEX
     if nodata is not None:
         unknown |= np.isnan(values) if np.isnan(nodata) else values == nodata
@@ -155,33 +199,54 @@ def _class_indices(
             f"{where}: value {found} is outside the {n_classes} classes 0..{n_classes - 1} of {label} "
             f"({int(bad.sum())} pixels). Pixels without a label must be {IGNORE_INDEX} or the file's declared nodata."
         )
-    return np.where(unknown, IGNORE_INDEX, np.where(unknown, 0, values)).astype(np.uint8)
+    stored = np.where(unknown, IGNORE_INDEX, np.where(unknown, 0, values)).astype(np.uint8)
+    return stored, histogram(stored)
 
 
-def _write(job: Job, store: Path, patches: list[_Patch | None]) -> dict[str, tuple[int, int]]:
-    per_patch = job.spec.chunks_per_patch
-    chunks: list[bytes | None] = []
-    for patch in patches:
-        chunks.extend([None] * per_patch if patch is None else patch.chunks)
-    written = {}
-    for place, average in enumerate(job.averages):
-        folder = f"{job.modality}/{average.average}"
-        found = [None if patch is None else patch.averages[place] for patch in patches]
-        encoded = [None if entry is None else entry.chunk for entry in found]
-        path = f"{folder}/data/{average.spec.shard_path(job.shard)}"
-        written[path] = _write_shard(store / path, encoded, average.spec.shard_patches)
-        counts, days = _side_rows(found, average.spec.shape[1])
-        for name, rows, fill in (("n_observations", counts, 0), ("date", days, NO_DAY)):
-            path = f"{folder}/{name}/c/{job.shard}/0"
-            written[path] = write_file(store / path, [side_chunk(rows, average.spec.shard_patches, fill)])
-    path = f"{job.modality}/data/{job.spec.shard_path(job.shard)}"
-    written[path] = _write_shard(store / path, chunks, job.spec.shard_patches * per_patch)
-    return written
+class _ShardFiles:
+    """The files of one job while they are written: `data` of the modality and of its averages."""
 
+    def __init__(self, job: Job, store: Path):
+        self._job, self._store = job, store
+        self._averages: list[list[_PeriodMeans | None]] = [[] for _ in job.averages]
+        self._writers: dict[str, ShardWriter] = {}
+        self._stack = ExitStack()
+        self.written: dict[str, tuple[int, int]] = {}
 
-def _write_shard(path: Path, chunks: list[bytes | None], n_chunks: int) -> tuple[int, int]:
-    """Write one shard; the last one of an array is filled up with chunks that do not exist."""
-    return write_file(path, pack_shard([*chunks, *([None] * (n_chunks - len(chunks)))]))
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            for folder, spec in (
+                (self._job.modality, self._job.spec),
+                *((f"{self._job.modality}/{average.average}", average.spec) for average in self._job.averages),
+            ):
+                path = f"{folder}/data/{spec.shard_path(self._job.shard)}"
+                writer = ShardWriter(self._store / path, spec.shard_patches * spec.chunks_per_patch)
+                self._writers[path] = stack.enter_context(writer)
+            self._stack = stack.pop_all()
+        return self
+
+    def add(self, patch: _Patch | None) -> None:
+        """Append the next patch; None = missing."""
+        data, *averages = self._writers.values()
+        for chunk in [None] * self._job.spec.chunks_per_patch if patch is None else patch.chunks:
+            data.add(chunk)
+        for place, writer in enumerate(averages):
+            means = None if patch is None else patch.averages[place]
+            writer.add(None if means is None else means.chunk)
+            # The means themselves are in the shard: only the rows of the tables are kept.
+            self._averages[place].append(None if means is None else replace(means, chunk=b""))
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        self._stack.__exit__(kind, *rest)
+        if kind is not None:
+            return
+        self.written = {path: (writer.length, writer.checksum) for path, writer in self._writers.items()}
+        for average, found in zip(self._job.averages, self._averages, strict=True):
+            counts, days = _side_rows(found, average.spec.shape[1])
+            for name, rows, fill in (("n_observations", counts, 0), ("date", days, NO_DAY)):
+                path = f"{self._job.modality}/{average.average}/{name}/c/{self._job.shard}/0"
+                chunk = side_chunk(rows, average.spec.shard_patches, fill)
+                self.written[path] = write_file(self._store / path, [chunk])
 
 
 def _side_rows(found: list[_PeriodMeans | None], n_periods: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

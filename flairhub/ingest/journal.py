@@ -14,9 +14,10 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from flairhub.cube.faults import reach
 from flairhub.cube.shards import write_file
 from flairhub.cube.spec import INGEST, JOURNAL
-from flairhub.ingest.jobs import JobResult
+from flairhub.ingest.job import JobResult
 from flairhub.ingest.statistics import Tally
 
 
@@ -74,9 +75,14 @@ class Journal:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as stream:
             # A line that a kill cut off must not swallow the next one; an empty line is nothing.
-            stream.write(b"\n" + line)
+            half = len(line) // 2
+            stream.write(b"\n" + line[:half])
+            stream.flush()
+            reach("journal-half")
+            stream.write(line[half:])
             stream.flush()
             os.fsync(stream.fileno())
+            reach("journal-line")
 
     def rewrite(self, entries: Iterable[Entry]) -> None:
         """Replace the journal by the entries, sorted and without what the finished metadata holds."""

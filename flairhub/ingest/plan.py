@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,11 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flairhub.cube.spec import FORMAT_VERSION, NO_DAY, ArraySpec, average_spec, data_spec
+from flairhub.cube.spec import FORMAT_VERSION, NO_DAY, average_spec, data_spec
 from flairhub.cube.template import AverageTemplate, CubeTemplate, GroupTemplate
 from flairhub.errors import DataError, UsageError
 from flairhub.geo import ALIGNMENT_TOLERANCE_PX, crs_name, same_crs
 from flairhub.ingest.geotiff import Expectation, Header, gdal, read_header
+from flairhub.ingest.job import Job, digest
 from flairhub.ingest.sources import Source
 from flairhub.ingest.tables import read_dates
 from flairhub.modalities import MODALITIES, Kind, Modality
@@ -59,50 +59,6 @@ class Options:
     averages: Mapping[str, AverageRequest] | None = None
     level_sizes: Mapping[str, tuple[int, ...]] | None = None
     skip: bool = False
-
-
-@dataclass(frozen=True)
-class Job:
-    """One whole shard of one modality (and of its averages): the unit of work.
-
-    Attributes:
-        id: `<MODALITY>/<shard>`.
-        modality: Name.
-        shard: Number of the shard.
-        first: Position of its first patch in the cube.
-        patch_ids: Its patches.
-        files: Their files, None = missing.
-        masks: Their quality masks where averages need them, else None.
-        days: (patch, time) days since 1970-01-01 of a series, `NO_DAY` beyond its dates; None for images and labels.
-        expected: What every file must be.
-        mask_expected: Likewise for the masks.
-        spec: The `data` array.
-        averages: Period means to store.
-        level_sizes: Classes per level, for labels.
-        problems: (patch id, reason) of patches that planning found to be bad.
-        skip: Record bad patches as missing instead of stopping.
-    """
-
-    id: str
-    modality: str
-    shard: int
-    first: int
-    patch_ids: tuple[str, ...]
-    files: tuple[str | None, ...]
-    masks: tuple[str | None, ...]
-    days: NDArray[np.int32] | None
-    expected: Expectation
-    mask_expected: Expectation | None
-    spec: ArraySpec
-    averages: tuple[AverageTemplate, ...]
-    level_sizes: tuple[int, ...]
-    problems: Mapping[str, str]
-    skip: bool
-
-    def state(self, plan: str) -> str:
-        """Digest of the plan and of the size and modification time of each source file."""
-        stats = [_file_state(path) for path in (*self.files, *self.masks)]
-        return _digest([plan, self.id, stats])
 
 
 @dataclass(frozen=True)
@@ -346,7 +302,7 @@ class Planner:
             facts.append([expected, asdict(group.spec) | {"fill": str(group.spec.fill)}, averages, days])
             facts.append([_relative(path, root) for path in self._source.files[group.name]])
             facts.append(list(self._levels(group.name)))
-        return _digest(facts)
+        return digest(facts)
 
 
 def _rule(rule: CloudFilter | None) -> Any:
@@ -359,17 +315,3 @@ def _relative(path: str | None, root: Path) -> str | None:
     # Plain text: a quarter of a million Path objects per modality would take longer than reading the tables.
     prefix = str(root) + os.sep
     return path[len(prefix) :].replace(os.sep, "/") if path.startswith(prefix) else path
-
-
-def _file_state(path: str | None) -> Any:
-    if path is None:
-        return None
-    try:
-        found = os.stat(path)
-    except OSError:
-        return "absent"
-    return [found.st_size, found.st_mtime_ns]
-
-
-def _digest(facts: Any) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

@@ -20,9 +20,10 @@ from flairhub.cube.template import GroupResult, create_store, finish_store, root
 from flairhub.errors import CubeError, DataError, FlairhubError, OutputExistsError, UsageError
 from flairhub.geo import ALIGNMENT_TOLERANCE_PX
 from flairhub.ingest.execute import run_jobs
+from flairhub.ingest.job import Job
 from flairhub.ingest.journal import Entry, Journal
 from flairhub.ingest.lock import writer_lock
-from flairhub.ingest.plan import AverageRequest, Job, Options, Plan, Planner
+from flairhub.ingest.plan import AverageRequest, Options, Plan, Planner
 from flairhub.ingest.sources import Source, modalities_of_config, restrict, source_of_config, source_of_folder
 from flairhub.ingest.statistics import summarise
 from flairhub.modalities import MODALITIES, modality

@@ -10,6 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_BLOCK = 2**16
+"""Values that are widened at a time."""
+
+_ROW = 256
+"""Bytes whose squares are summed at a time."""
+
 
 @dataclass(frozen=True)
 class BandTally:
@@ -70,8 +76,6 @@ def tally_bands(values: NDArray[Any], nodata: float | None) -> list[BandTally]:
 
 
 def _tally(values: NDArray[Any], nodata: float | None) -> BandTally:
-    if values.dtype == np.uint8:
-        return _tally_histogram(np.bincount(values.reshape(-1), minlength=256), nodata)
     flat = values.reshape(-1)
     size = flat.size
     if values.dtype.kind == "f":
@@ -85,28 +89,55 @@ def _tally(values: NDArray[Any], nodata: float | None) -> BandTally:
         flat = flat[flat != nodata]
     if not flat.size:
         return BandTally(invalid=size)
-    exact = flat.astype(np.float64 if values.dtype.kind == "f" else np.int64)
-    low, high, total, squares = flat.min().item(), flat.max().item(), exact.sum().item(), exact.dot(exact).item()
-    return BandTally(flat.size, size - flat.size, low, high, total, squares)
+    total, squares = _sums(flat)
+    return BandTally(flat.size, size - flat.size, flat.min().item(), flat.max().item(), total, squares)
 
 
-def _tally_histogram(histogram: NDArray[np.int64], nodata: float | None) -> BandTally:
-    invalid = 0
-    if nodata is not None and nodata in range(256):
-        invalid, histogram = int(histogram[int(nodata)]), histogram.copy()
-        histogram[int(nodata)] = 0
-    found = np.flatnonzero(histogram)
-    if not len(found):
-        return BandTally(invalid=invalid)
-    count = histogram[found]
-    return BandTally(
-        int(count.sum()),
-        invalid,
-        int(found[0]),
-        int(found[-1]),
-        int((count * found).sum()),
-        int((count * found * found).sum()),
-    )
+def _sums(flat: NDArray[Any]) -> tuple[float, float]:
+    """Return the sum and the sum of squares: exact for integers of up to 16 bits, in a fixed order for floats.
+
+    One pass over blocks that stay in the processor's cache.
+    """
+    if flat.dtype == np.uint8:
+        return _sums_of_bytes(flat)
+    exact = int if flat.dtype.kind in "ui" else float
+    total, squares = exact(0), exact(0)
+    buffer = np.empty(min(_BLOCK, flat.size), dtype=np.float64)
+    for start in range(0, flat.size, _BLOCK):
+        block = flat[start : start + _BLOCK]
+        wide = buffer[: block.size]
+        np.copyto(wide, block)
+        total, squares = total + exact(wide.sum()), squares + exact(wide.dot(wide))
+    return total, squares
+
+
+def _sums_of_bytes(flat: NDArray[np.uint8]) -> tuple[int, int]:
+    """Like `_sums`, in float32: 256 squares of bytes add up to less than 2**24, so every step is exact."""
+    whole = flat.size - flat.size % _ROW
+    rest = flat[whole:].astype(np.int64)
+    total, squares = int(rest.sum()), int(rest.dot(rest))
+    buffer = np.empty((min(_BLOCK, whole) // _ROW, _ROW), dtype=np.float32)
+    ones = np.ones(_ROW, dtype=np.float32)
+    for start in range(0, whole, _BLOCK):
+        block = flat[start : min(start + _BLOCK, whole)].reshape(-1, _ROW)
+        rows = buffer[: len(block)]
+        np.copyto(rows, block)
+        total += int(rows.dot(ones).sum(dtype=np.float64))
+        squares += int(np.vecdot(rows, rows).sum(dtype=np.float64))
+    return total, squares
+
+
+def histogram(values: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return how often each of the 256 values occurs: (256,) int64.
+
+    Two bytes are counted at a time, which halves the work of `numpy.bincount`.
+    """
+    flat = np.ascontiguousarray(values).reshape(-1)
+    even = flat.size - flat.size % 2
+    pairs = np.bincount(flat[:even].view(np.uint16), minlength=2**16).reshape(256, 256)
+    counts = pairs.sum(axis=0) + pairs.sum(axis=1)
+    counts[flat[even:]] += 1
+    return counts
 
 
 @dataclass(frozen=True)
@@ -123,7 +154,7 @@ class Tally:
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(
-            _added(self.bands, other.bands),
+            add_bands(self.bands, other.bands),
             tuple(
                 tuple(a + b for a, b in zip(one, two, strict=True))
                 for one, two in zip(self.classes, other.classes, strict=True)
@@ -148,7 +179,8 @@ class Tally:
         )
 
 
-def _added(one: Sequence[BandTally], two: Sequence[BandTally]) -> tuple[BandTally, ...]:
+def add_bands(one: Sequence[BandTally], two: Sequence[BandTally]) -> tuple[BandTally, ...]:
+    """Add tallies band by band; an empty one is nothing."""
     if not one or not two:
         return tuple(one or two)
     return tuple(a + b for a, b in zip(one, two, strict=True))

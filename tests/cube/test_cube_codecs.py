@@ -12,11 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flairhub.cube.codecs import ChunkCodec, codec_of
-from flairhub.cube.shards import ABSENT, index_bytes, pack_shard, parse_index, write_file
+from flairhub.cube.shards import ABSENT, ShardWriter, index_bytes, parse_index
 from flairhub.cube.spec import PRESETS, codec_for, shard_patches
 from flairhub.errors import UsageError
 
 DTYPES = ("uint8", "uint16", "float32")
+
+
+def write_shard(path: Path, chunks: list[bytes | None]) -> tuple[int, int]:
+    with ShardWriter(path, 3) as writer:
+        for chunk in chunks:
+            writer.add(chunk)
+    return writer.length, writer.checksum
 
 
 def chain_metadata(codec: ChunkCodec) -> list[dict]:
@@ -80,7 +87,7 @@ def test_zstd_frame_sizes_of_every_width(size: int) -> None:
 
 
 def test_shard_layout_is_the_specified_one(tmp_path: Path) -> None:
-    length, crc = write_file(tmp_path / "a" / "shard", pack_shard([b"abc", None, b"de"]))
+    length, crc = write_shard(tmp_path / "a" / "shard", [b"abc", None, b"de"])
     data = (tmp_path / "a" / "shard").read_bytes()
     table = np.array([[0, 3], [2**64 - 1, 2**64 - 1], [3, 2]], dtype="<u8").tobytes()
     assert data == b"abcde" + table + google_crc32c.value(table).to_bytes(4, "little")
@@ -95,6 +102,12 @@ def test_shard_layout_is_the_specified_one(tmp_path: Path) -> None:
         parse_index(tail[:-1], 3, len(data))
 
 
+def test_a_shard_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has 3 chunks only"):
+        write_shard(tmp_path / "a" / "shard", [b"abc", None, b"de", b"f"])
+    assert list((tmp_path / "a").iterdir()) == []
+
+
 def test_zarr_reads_our_shard(tmp_path: Path) -> None:
     codec = codec_for("balanced", "uint16", False)
     array = zarr.create_array(
@@ -107,8 +120,8 @@ def test_zarr_reads_our_shard(tmp_path: Path) -> None:
         fill_value=7,
     )
     values = np.random.default_rng(0).integers(0, 4000, array.shape).astype("uint16")
-    write_file(tmp_path / "a/c/0/0/0/0", pack_shard([codec.encode(values[0]), None, codec.encode(values[2])]))
-    write_file(tmp_path / "a/c/1/0/0/0", pack_shard([codec.encode(values[3]), codec.encode(values[4]), None]))
+    write_shard(tmp_path / "a/c/0/0/0/0", [codec.encode(values[0]), None, codec.encode(values[2])])
+    write_shard(tmp_path / "a/c/1/0/0/0", [codec.encode(values[3]), codec.encode(values[4])])
     read = array[:]
     np.testing.assert_array_equal(read[[0, 2, 3, 4]], values[[0, 2, 3, 4]])
     assert (read[1] == 7).all()

@@ -17,7 +17,7 @@ from makers import PatchFiles, make_patch_files
 
 import flairhub as fh
 from flairhub.cube.reader import ArrayReader
-from flairhub.cube.shards import pack_shard, write_file
+from flairhub.cube.shards import ShardWriter
 from flairhub.cube.spec import PRESETS, codec_for
 from flairhub.errors import CubeError, UsageError
 from flairhub.modalities import LABELS, MODALITIES
@@ -93,7 +93,9 @@ def test_backends_agree_for_any_array(
             for patch in range(number * shard, (number + 1) * shard)
             for level in range(levels)
         ]
-        write_file(folder / f"data/c/{number}/0/0/0", pack_shard(chunks))
+        with ShardWriter(folder / f"data/c/{number}/0/0/0", len(chunks)) as writer:
+            for chunk in chunks:
+                writer.add(chunk)
     ids = [f"D_R_0-{i}" for i in range(n_patches)]
     everyone = np.ones(n_patches, dtype=bool)
     for backend in ("direct", "zarr"):
