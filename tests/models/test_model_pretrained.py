@@ -31,8 +31,15 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[], nn.Module]:
     return lambda: models[-1].encoder
 
 
-@pytest.mark.parametrize("arch", ["resnet18-unet", "test_resnet-upernet", "test_convnext-upernet"])
-@pytest.mark.parametrize("mode", ["copy_first", "copy_second", "copy_third", "random"])
+@pytest.mark.parametrize(
+    ("arch", "mode"),
+    [
+        ("resnet18-unet", "copy_first"),
+        ("test_resnet-upernet", "copy_second"),
+        ("test_resnet-upernet", "random"),
+        ("test_convnext-upernet", "copy_third"),
+    ],
+)
 def test_first_convolutions_adapt_to_the_channels(fake_hub: Callable[[], nn.Module], arch: str, mode: str) -> None:
     inputs = {"AERIAL_RGBI": 5, "AERIAL-RLT_PAN": 1, "DEM_ELEV": 2, "SPOT_RGBI": 3}
     spec = NetworkSpec(inputs, {LC: 3}, arch, new_channels_init_mode=mode)
