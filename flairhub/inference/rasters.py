@@ -16,6 +16,7 @@ from rasterio.windows import Window
 
 from flairhub.errors import DataError, ZoneError
 from flairhub.geo import GeoBox, geobox_of
+from flairhub.inference.handles import borrowed
 from flairhub.inference.windows import mirrored
 
 
@@ -120,7 +121,7 @@ def read_region(
     row0, col0 = int(row_index.min()), int(col_index.min())
     window = Window(col0, row0, int(col_index.max()) + 1 - col0, int(row_index.max()) + 1 - row0)
     try:
-        with rasterio.open(source.path, driver="GTiff", sharing=False) as dataset:
+        with borrowed(source.path) as dataset:
             values = dataset.read(window=window)
             mask = dataset.read_masks(1, window=window) > 0 if source.has_mask else None
     except RasterioError as error:

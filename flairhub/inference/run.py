@@ -19,6 +19,7 @@ from flairhub import __version__
 from flairhub.errors import OutputExistsError
 from flairhub.inference.block import MapPlan, plan_map, predict_block
 from flairhub.inference.execute import job_executor, run_jobs
+from flairhub.inference.handles import close_all
 from flairhub.inference.network import ModelRef, model_ref
 from flairhub.inference.outputs import (
     MapSpec,
@@ -222,10 +223,13 @@ def _compute(
     if work.done:
         log.info("%s: continuing, %d of %d blocks are there", work.folder, len(work.done), total)
     function = partial(compute_block, plan, ref, work.store, output_type)
-    with job_executor(workers, scheduler) as executor:
-        for block, record in run_jobs(executor, workers, function, jobs):
-            work.record(block, record)
-            report("map", len(work.done), total)
+    try:
+        with job_executor(workers, scheduler) as executor:
+            for block, record in run_jobs(executor, workers, function, jobs):
+                work.record(block, record)
+                report("map", len(work.done), total)
+    finally:
+        close_all()
 
 
 def compute_block(
