@@ -88,7 +88,9 @@ def main() -> None:
         "train": (train(paper, *even[:2]), train(ours, *even)),
         "ragged eval": (evaluate(paper, *ragged[:2]), evaluate(ours, *ragged)),
     }
-    print(f"paper / ours, {arguments.threads} thread(s), {arguments.rounds} rounds, T=60 and T={RAGGED}, 10x10, batch 4")
+    print(
+        f"paper / ours, {arguments.threads} thread(s), {arguments.rounds} rounds, T=60 and T={RAGGED}, 10x10, batch 4"
+    )
     for name, ratios in compare(arguments.rounds, pairs).items():
         middle = statistics.median(ratios)
         verdict = "ok" if middle >= BUDGETS[name] else "BELOW BUDGET"

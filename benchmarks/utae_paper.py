@@ -71,9 +71,7 @@ class Up(nn.Module):
     def __init__(self, width: int, next_width: int, skip_width: int, kernel: tuple[int, int, int]):
         super().__init__()
         self.skip_conv = nn.Sequential(nn.Conv2d(skip_width, skip_width, 1), nn.BatchNorm2d(skip_width), nn.ReLU())
-        self.up = nn.Sequential(
-            nn.ConvTranspose2d(width, next_width, *kernel), nn.BatchNorm2d(next_width), nn.ReLU()
-        )
+        self.up = nn.Sequential(nn.ConvTranspose2d(width, next_width, *kernel), nn.BatchNorm2d(next_width), nn.ReLU())
         self.conv1 = Layer([next_width + skip_width, next_width], "batch")
         self.conv2 = Layer([next_width, next_width], "batch")
 

@@ -21,6 +21,7 @@ UPERNET = "upernet"
 DECODERS = (*(name for name in smp.MODEL_ARCHITECTURES_MAPPING), "upernet-smp")
 """Decoder names; `upernet-smp` is the UPerNet of the installed smp."""
 
+_UPERNET_DEPTH = 5
 _SIZE_OPTIONS: tuple[tuple[str, ...], ...] = (
     ("img_size", "strict_img_size"),
     ("img_size", "dynamic_img_size"),
@@ -84,8 +85,25 @@ def create(arch: Arch, *, channels: int, classes: int, size: int, weights: Any =
     )
 
 
+def create_encoder(arch: Arch, *, channels: int, size: int, weights: Any = None) -> nn.Module:
+    """Build the encoder of smp's model, with that model's depth and output stride; arguments as for `create`."""
+    if arch.smp_decoder != UPERNET:
+        encoder = create(arch, channels=channels, classes=1, size=size, weights=weights).encoder
+        assert isinstance(encoder, nn.Module)
+        return encoder
+    # The published decoder: smp's own would be made for nothing.
+    values = _size_values(size)
+    return _upernet_encoder(
+        arch, weights=weights, in_channels=channels, **{name: values[name] for name in _accepted(arch, size)}
+    )
+
+
 def _create(arch: Arch, **options: Any) -> nn.Module:
     return smp.create_model(arch.smp_decoder, encoder_name=arch.encoder, **options)
+
+
+def _upernet_encoder(arch: Arch, **options: Any) -> nn.Module:
+    return smp.encoders.get_encoder(arch.encoder, depth=_UPERNET_DEPTH, **options)
 
 
 def _size_values(size: int) -> dict[str, Any]:
@@ -101,8 +119,12 @@ def _accepted(arch: Arch, size: int) -> tuple[str, ...]:
     for device in ("meta", "cpu"):
         for names in _SIZE_OPTIONS if timm_encoder else ((),):
             try:
+                options = {name: values[name] for name in names}
                 with torch.device(device):
-                    _create(arch, encoder_weights=None, **{name: values[name] for name in names})
+                    if arch.smp_decoder == UPERNET:
+                        _upernet_encoder(arch, weights=None, **options)
+                    else:
+                        _create(arch, encoder_weights=None, **options)
             except Exception as refused:
                 error = refused
             else:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from flairhub.models.arch import Arch, create
+from flairhub.models.arch import Arch, create_encoder
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,7 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, arch: Arch, channels: int, size: int):
         super().__init__()
-        encoder = create(arch, channels=channels, classes=1, size=size).encoder
-        assert isinstance(encoder, nn.Module)
+        encoder = create_encoder(arch, channels=channels, size=size)
         self.seg_model = encoder
         self.out_channels: tuple[int, ...] = tuple(encoder.out_channels)  # type: ignore[arg-type]
 

@@ -115,7 +115,7 @@ class Network(nn.Module):
             UsageError: No input, an unknown one, or one whose shape does not fit.
         """
         inputs = {name: inputs[name] for name in self.spec.inputs if name in inputs} | dict(inputs)
-        self._check(inputs, dates or {})
+        self._check(inputs, dates or {}, masks or {})
         if size is None:
             finest = max(inputs.values(), key=lambda x: x.shape[-2])
             size = (finest.shape[-2], finest.shape[-1])
@@ -164,7 +164,7 @@ class Network(nn.Module):
         full = first_level(self._out_channels(self.reference)) == 0
         return (0,) if full and self.arch.decoder != "dpt" else ()
 
-    def _check(self, inputs: Mapping[str, Tensor], dates: Mapping[str, Tensor]) -> None:
+    def _check(self, inputs: Mapping[str, Tensor], dates: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
         if not inputs:
             raise UsageError(f"no input given: the network takes {', '.join(self.spec.inputs)}, at least one.")
         for name, x in inputs.items():
@@ -179,6 +179,11 @@ class Network(nn.Module):
             if series and (name not in dates or dates[name].shape != x.shape[:2]):
                 got = tuple(dates[name].shape) if name in dates else "none"
                 raise UsageError(f"{name}: got day offsets {got}, expected one per date {tuple(x.shape[:2])}.")
+            if series and name in masks and masks[name].shape != x.shape[:2]:
+                got = tuple(masks[name].shape)
+                raise UsageError(
+                    f"{name}: got a mask of shape {got}, expected one value per date {tuple(x.shape[:2])}."
+                )
 
     def _encode_series(
         self, name: str, x: Tensor, dates: Tensor, mask: Tensor | None, aux: bool

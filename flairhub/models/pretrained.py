@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flairhub.errors import WeightsError
-from flairhub.models.arch import Arch, create
+from flairhub.models.arch import Arch, create_encoder
 from flairhub.models.files import read_tensors
 from flairhub.models.network import Network
 from flairhub.models.published import resize_table
@@ -103,7 +103,7 @@ def _fit_channels(rgb: Tensor, target: Tensor, mode: str) -> Tensor:
 
 def _from_hub(arch: Arch, size: int) -> dict[str, Tensor]:
     try:
-        model = create_pretrained(arch, size)
+        encoder = create_pretrained(arch, size)
     except Exception as error:  # whatever the hub's client raises: offline, timeout, no such weights
         raise WeightsError(
             f"the ImageNet weights of encoder {arch.encoder!r} cannot be fetched "
@@ -111,13 +111,13 @@ def _from_hub(arch: Arch, size: int) -> dict[str, Tensor]:
             "`models.monotemp_model.pretrained: false` to start from random weights, or give a local file of the "
             "encoder's weights, `models.monotemp_model.pretrained: path/to/file.safetensors`."
         ) from error
-    return _encoder_state(model)
+    return encoder.state_dict()
 
 
 def create_pretrained(arch: Arch, size: int) -> nn.Module:
-    """Build smp's RGB model with ImageNet weights, fetched from the hub or its cache."""
+    """Build the RGB encoder with ImageNet weights, fetched from the hub or its cache."""
     weights: Any = True if arch.encoder.startswith("tu-") else "imagenet"
-    return create(arch, channels=_RGB, classes=1, size=size, weights=weights)
+    return create_encoder(arch, channels=_RGB, size=size, weights=weights)
 
 
 def _from_file(file: Path) -> dict[str, Tensor]:
@@ -136,9 +136,3 @@ def _flat_name(name: str) -> str:
     head, _, rest = name.partition(".")
     index, _, tail = rest.partition(".")
     return f"{head}_{index}.{tail}" if index.isdigit() else name
-
-
-def _encoder_state(model: nn.Module) -> dict[str, Tensor]:
-    encoder = model.encoder
-    assert isinstance(encoder, nn.Module)
-    return encoder.state_dict()

@@ -249,6 +249,13 @@ def test_inputs_that_do_not_fit_are_refused(change: object, text: str) -> None:
         network(inputs, dates)
 
 
+def test_masks_that_do_not_fit_are_refused() -> None:
+    network = make_network("SENTINEL2_TS")
+    inputs, dates = make_batch(network.spec)
+    with pytest.raises(UsageError, match=r"got a mask of shape \(2, 3\), expected one value per date \(2, 4\)"):
+        network(inputs, dates, {"SENTINEL2_TS": torch.ones(2, 3, dtype=torch.bool)})
+
+
 def test_all_three_crop_levels() -> None:
     for classes in (23, 31, 46):
         network = make_network("SENTINEL2_TS", tasks={LPIS: classes})

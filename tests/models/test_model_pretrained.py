@@ -20,15 +20,15 @@ from flairhub.models.pretrained import adapt
 
 @pytest.fixture
 def fake_hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[], nn.Module]:
-    """Stand in for the hub: the RGB model with random weights that are remembered."""
+    """Stand in for the hub: the RGB encoder with random weights that are remembered."""
     models: list[nn.Module] = []
 
     def create(arch: Any, size: int) -> nn.Module:
-        models.append(arch_module.create(arch, channels=3, classes=1, size=size))
+        models.append(arch_module.create_encoder(arch, channels=3, size=size))
         return models[-1]
 
     monkeypatch.setattr(pretrained, "create_pretrained", create)
-    return lambda: models[-1].encoder
+    return lambda: models[-1]
 
 
 @pytest.mark.parametrize(
