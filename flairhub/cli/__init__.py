@@ -15,7 +15,9 @@ from flairhub.errors import FlairhubError
 _COMMANDS = {
     "ingest": "Convert FLAIR-HUB files to a Zarr cube.",
     "train": "Train, predict and score as the configuration's tasks say.",
+    "evaluate": "Score predictions that exist.",
     "zonal": "Map a zone (whole rasters) with a model.",
+    "check": "Look at a zonal configuration before running it.",
     "cube": "Look at a cube.",
     "model": "Look at and convert model weights.",
     "demo": "Run the whole chain on a small made data set.",

@@ -1,0 +1,56 @@
+"""`flairhub check`: look at a zonal configuration before running it."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from flairhub.inference.check import CheckReport
+
+
+@click.command("check", short_help="Look at a zonal configuration before running it.")
+@click.argument("config_path", metavar="ZONAL_YAML", type=click.Path())
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key; may be repeated.")
+@click.option("--dates", "show_dates", is_flag=True, help="List cloud statistics of every date.")
+def command(config_path: str, overrides: tuple[str, ...], show_dates: bool) -> None:
+    """Check rasters, dates, value ranges, sizes and cost in seconds; the model is not run.
+
+    Exits with 1 when the run would fail or its map be wrong.
+
+    \b
+    Example:
+      flairhub check zonal.yaml
+      flairhub check zonal.yaml --set margin=64 --dates
+    """
+    from flairhub.cli.console import console
+    from flairhub.config import load_zonal_config
+    from flairhub.inference.check import check_zonal
+
+    report = check_zonal(load_zonal_config(config_path, overrides))
+    _show(report, show_dates)
+    if not report.ok:
+        sys.exit(1)
+    console.print("No trouble found.")
+
+
+def _show(report: CheckReport, show_dates: bool) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from flairhub.cli.console import console
+
+    if report.facts:
+        table = Table("what", "value")
+        for what, value in report.facts:
+            table.add_row(what, escape(value))
+        console.print(table)
+    for name, rows in report.dates.items() if show_dates else ():
+        table = Table(name, "clear pixels", "windows that use it")
+        for day, clear, used in rows:
+            table.add_row(day, f"{clear:.0%}", f"{used:.0%}")
+        console.print(table)
+    for finding in report.findings:
+        console.print(f"{finding.level}: {finding.text}", markup=False, highlight=False, soft_wrap=True)
