@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from flairhub.training import TrainResult
 
 
@@ -39,6 +37,7 @@ def command(config_path: Path, cube: Path | None, overrides: tuple[str, ...], ov
       flairhub train --config configs/ --cube hub.zarr --set tasks.metrics_only=true
     """
     from flairhub.cli.console import console, progress_bar
+    from flairhub.cli.scores import scores_table
     from flairhub.config import load_train_config, resolved_yaml
 
     if cube is not None:
@@ -53,29 +52,9 @@ def command(config_path: Path, cube: Path | None, overrides: tuple[str, ...], ov
     if result.rank:
         return
     if result.metrics:
-        console.print(_scores(result))
+        console.print(scores_table(result.metrics))
     for name, value in _paths(result):
         console.print(f"{name}: {value}", soft_wrap=True, markup=False, highlight=False)
-
-
-def _scores(result: TrainResult) -> Table:
-    from rich.table import Table
-
-    table = Table("task", "patches", "mIoU", "overall accuracy", "mIoU, published protocol", title="Test scores")
-    for name, entry in result.metrics["tasks"].items():
-        strict, published = entry["strict"], entry["published"]["Avg_metrics"]
-        table.add_row(
-            name,
-            str(entry["n_patches"]),
-            _percent(strict["miou"]),
-            _percent(strict["overall_accuracy"]),
-            f"{published[0]:.1f} %",
-        )
-    return table
-
-
-def _percent(share: float | None) -> str:
-    return "undefined" if share is None else f"{100 * share:.1f} %"
 
 
 def _paths(result: TrainResult) -> list[tuple[str, str]]:

@@ -33,6 +33,8 @@ EXECUTION_KEYS = frozenset(
         "saving.progress_rate",
         "saving.ckpt_verbose",
         "saving.verbose_config",
+        "saving.log_images",
+        "saving.ckpt_every_n_steps",
         "batch_size",
         "num_worker",
         "workers",

@@ -22,6 +22,8 @@ def check_train(config: TrainConfig) -> Iterator[Problem]:
     yield from _check_preparation(config)
     yield from _check_networks(config)
     yield from _check_monitor(config)
+    if not any(weight for _, weight in config.hyperparams.losses):
+        yield Problem(("hyperparams", "losses"), "every loss has weight 0: nothing would be learned.")
     for label in config.labels:
         if label not in config.labels_configs:
             yield Problem(("labels_configs", label), "required for this label set, but missing.")

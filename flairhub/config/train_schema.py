@@ -74,6 +74,16 @@ class Tasks(Section):
     write_files: Flag = True
     georeferencing_output: Flag = True
     metrics_only: Flag = False
+    test_time_augmentation: Flag = False
+
+
+class Losses(Section):
+    """Weight of each loss on the class logits of a task; 0 = left out."""
+
+    cross_entropy: NonNegative = 1.0
+    dice: NonNegative = 0.0
+    lovasz: NonNegative = 0.0
+    focal: NonNegative = 0.0
 
 
 class Hyperparams(Section):
@@ -89,10 +99,14 @@ class Hyperparams(Section):
     scheduler: Literal["one_cycle_lr", "reduce_on_plateau", "cycle_then_plateau"] = "one_cycle_lr"
     warmup_fraction: Fraction = 0.2
     plateau_patience: CountOrZero = 10
+    accumulate: Count = 1
+    gradient_clip: NonNegative = 0.0
+    ema: Beta = 0.0
+    losses: Losses = Losses()
 
 
 class Hardware(Section):
-    """Where and how fast it runs; no key changes what is computed, `precision` apart."""
+    """Where and how fast it runs; no key changes what is computed, `precision` and `compile` apart."""
 
     accelerator: Literal["auto", "gpu", "cpu"] = "auto"
     num_nodes: Count = 1
@@ -101,6 +115,7 @@ class Hardware(Section):
     num_workers: CountOrZero = 0
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     threads: CountOrZero | None = None
+    compile: Flag = False
     scheduler: OptionalText = None
 
 
@@ -112,11 +127,13 @@ class Saving(Section):
     ckpt_monitor: Text = "val_miou"
     ckpt_monitor_mode: Literal["max", "min"] = "max"
     ckpt_earlystopping_patience: CountOrZero = 30
+    ckpt_every_n_steps: CountOrZero = 0
     cp_csv_and_conf_to_output: Flag = True
     enable_progress_bar: Flag = True
     progress_rate: Count = 10
     ckpt_verbose: Flag = False
     verbose_config: Flag = False
+    log_images: CountOrZero = 4
 
 
 class PreProcessings(Section):
@@ -132,6 +149,8 @@ class PreProcessings(Section):
     calc_elevation: Flag = False
     calc_elevation_stack_dsm: Flag = False
     use_augmentation: Flag = False
+    augmentation_brightness: Fraction = 0.0
+    augmentation_contrast: Fraction = 0.0
 
 
 class NormalizationBase(Section):

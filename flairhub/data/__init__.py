@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flairhub.data.augment import apply_dihedral, dihedral_codes
+from flairhub.data.augment import Photometric, apply_dihedral, dihedral_codes, undo_dihedral
 from flairhub.data.batch import Batch, PreparedBatch
 from flairhub.data.loader import BatchLoader
 from flairhub.data.prepare import Preparation, prepare_batch
@@ -11,10 +11,12 @@ from flairhub.data.sampler import Sampler
 __all__ = [
     "Batch",
     "BatchLoader",
+    "Photometric",
     "Preparation",
     "PreparedBatch",
     "Sampler",
     "apply_dihedral",
     "dihedral_codes",
     "prepare_batch",
+    "undo_dihedral",
 ]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from flairhub.data.augment import apply_dihedral
+from flairhub.data.augment import Photometric, apply_dihedral
 from flairhub.data.batch import Batch, PreparedBatch
 from flairhub.prepare import ImagePreparation, prepare_image
 from flairhub.timeseries import SeriesPreparation
@@ -20,6 +20,7 @@ def prepare_batch(
     preparations: Mapping[str, Preparation],
     device: torch.device | str,
     augment: Tensor | None = None,
+    photometric: Photometric | None = None,
 ) -> PreparedBatch:
     """Move a batch to the device, cast, normalise, derive elevation and augment.
 
@@ -29,6 +30,7 @@ def prepare_batch(
         device: Where the network is.
         augment: (patch,) symmetry of every patch (`dihedral_codes`), applied to all its modalities and targets;
             None leaves them as they are.
+        photometric: Brightness and contrast of images, elevation apart.
     """
     moved = batch.to(device)
     inputs = {}
@@ -38,6 +40,8 @@ def prepare_batch(
             inputs[name] = values.float()
         else:
             inputs[name] = prepare_image(values, preparation)
+            if photometric is not None and preparation.elevation is None:
+                inputs[name] = photometric.apply(inputs[name], name, batch.index.numpy())
         if name in moved.present:
             here = moved.present[name]
             inputs[name] = inputs[name] * here.view(-1, *[1] * (inputs[name].ndim - 1))

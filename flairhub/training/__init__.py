@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flairhub.training.evaluation import evaluate
 from flairhub.training.run import TrainResult, train
 
-__all__ = ["TrainResult", "train"]
+__all__ = ["TrainResult", "evaluate", "train"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -15,6 +16,8 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from flairhub.progress import Progress
 from flairhub.training.folder import PARTIAL, RunFolder, write_atomically, write_text
+
+logger = logging.getLogger(__name__)
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -39,7 +42,15 @@ class Checkpoints(Checkpoint):
     A kill between the two leaves an older `last.ckpt`, from which the best epoch comes out again.
     """
 
-    def __init__(self, folder: RunFolder, monitor: str, mode: str, weights_only: bool):
+    def __init__(
+        self,
+        folder: RunFolder,
+        monitor: str,
+        mode: str,
+        weights_only: bool,
+        every_n_steps: int = 0,
+        verbose: bool = False,
+    ):
         """Choose what is best.
 
         Args:
@@ -47,9 +58,12 @@ class Checkpoints(Checkpoint):
             monitor: Logged value.
             mode: `max` or `min`.
             weights_only: `best.ckpt` without optimizer state.
+            every_n_steps: Also write `last.ckpt` every so many optimizer steps inside an epoch; 0 = never.
+            verbose: Report every checkpoint as a warning-level message, which is always shown.
         """
         self._folder, self._monitor, self._sign = folder, monitor, 1.0 if mode == "max" else -1.0
-        self._weights_only = weights_only
+        self._weights_only, self._every, self._verbose = weights_only, every_n_steps, verbose
+        self._saved_step = -1
         self.best: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -59,6 +73,25 @@ class Checkpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back the best value."""
         self.best = state_dict["best"]
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """Write `last.ckpt` inside an epoch; its last step is left to the end of the epoch."""
+        step = trainer.global_step
+        ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if not self._every or step % self._every or step == self._saved_step or ready >= trainer.num_training_batches:
+            return
+        if trainer.fit_loop.epoch_loop._should_accumulate():
+            return
+        self._saved_step = step
+        new = self._folder.last_checkpoint.with_name("new.ckpt")
+        trainer.save_checkpoint(new)
+        if trainer.is_global_zero:
+            os.replace(new, self._folder.last_checkpoint)
+            self._report(f"{self._folder.last_checkpoint}: step {step}")
+        trainer.strategy.barrier()
+
+    def _report(self, message: str) -> None:
+        logger.log(logging.WARNING if self._verbose else logging.INFO, "saved %s", message)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the checkpoints of a finished epoch."""
@@ -75,6 +108,9 @@ class Checkpoints(Checkpoint):
             if better and not self._weights_only:
                 _same_file(new, best)
             os.replace(new, last)
+            self._report(f"{last}: epoch {trainer.current_epoch}, {self._monitor} {value:.4f}")
+            if better:
+                self._report(f"{best}: epoch {trainer.current_epoch} is the best so far")
         trainer.strategy.barrier()
 
 

@@ -63,9 +63,10 @@ def check_resumable(path: Path, network: Mapping[str, Any], epochs: int) -> None
             f"{path}: belongs to another network than the configured one ({details}). Resume with the configuration "
             "of that run."
         )
-    if int(content.get("epoch", -1)) + 1 >= epochs:
+    finished = len(state["history"])
+    if finished >= epochs:
         raise TrainingError(
-            f"{path}: has finished epoch {int(content['epoch']) + 1} and hyperparams.num_epochs is {epochs}: nothing "
+            f"{path}: has finished epoch {finished} and hyperparams.num_epochs is {epochs}: nothing "
             "is left to train. Raise num_epochs, or set tasks.train: false."
         )
 
@@ -90,4 +91,6 @@ def strip_optimizer(path: Path) -> None:
     kept = {
         name: value for name, value in content.items() if name not in ("optimizer_states", "lr_schedulers", "loops")
     }
+    if STATE_KEY in kept:
+        kept[STATE_KEY] = {name: value for name, value in kept[STATE_KEY].items() if name != "learning_weights"}
     write_atomically(path, lambda partial: torch.save(kept, partial))

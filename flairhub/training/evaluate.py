@@ -1,4 +1,4 @@
-"""Scores of predictions: confusion matrices per task and domain, and the files made of them."""
+"""Scores of predictions: from sums to metrics.json, and from prediction rasters to sums."""
 
 from __future__ import annotations
 
@@ -12,56 +12,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flairhub.confusion import confusion_matrix, published_report, strict_report
+from flairhub.confusion import published_report, strict_report
 from flairhub.errors import DataError
 from flairhub.progress import Progress, silent
 from flairhub.tasks import IGNORE_INDEX, Task
 from flairhub.training.folder import RunFolder, write_atomically, write_text
+from flairhub.training.intervals import intervals_report
 from flairhub.training.losses import TaskObjective
 from flairhub.training.raster import prediction_name, read_classes
+from flairhub.training.sums import ConfusionSums
 
 if TYPE_CHECKING:
     from flairhub.cube import Cube
 
 FORMAT = 1
 """Version of metrics.json."""
-
-
-class ConfusionSums:
-    """Confusion matrices by task and domain, added up patch by patch."""
-
-    def __init__(self, tasks: Sequence[Task]):
-        self._tasks = {task.label: task for task in tasks}
-        self._sums: dict[str, dict[str, NDArray[np.int64]]] = {name: {} for name in self._tasks}
-        self._patches: dict[str, dict[str, int]] = {name: {} for name in self._tasks}
-
-    def add(self, task: str, domain: str, truth: NDArray[np.uint8], classes: NDArray[np.uint8]) -> None:
-        """Count one patch.
-
-        Args:
-            task: Name of the task.
-            domain: Domain of the patch.
-            truth: (y, x), 255 = ignore.
-            classes: (y, x) predicted classes.
-        """
-        counts = confusion_matrix(truth, classes, self._tasks[task].n_classes)
-        sums, patches = self._sums[task], self._patches[task]
-        sums[domain] = sums[domain] + counts if domain in sums else counts
-        patches[domain] = patches.get(domain, 0) + 1
-
-    def total(self, task: str) -> NDArray[np.int64]:
-        """(class, class) of all domains."""
-        size = self._tasks[task].n_classes
-        return sum(self._sums[task].values(), np.zeros((size, size), dtype=np.int64))
-
-    def domains(self, task: str) -> dict[str, NDArray[np.int64]]:
-        """(class, class) by domain, in the order of their names."""
-        return {domain: self._sums[task][domain] for domain in sorted(self._sums[task])}
-
-    def n_patches(self, task: str, domain: str | None = None) -> int:
-        """Patches counted, of one domain or all."""
-        patches = self._patches[task]
-        return sum(patches.values()) if domain is None else patches[domain]
 
 
 def metrics_report(sums: ConfusionSums, objectives: Sequence[TaskObjective], **context: Any) -> dict[str, Any]:
@@ -85,6 +50,7 @@ def metrics_report(sums: ConfusionSums, objectives: Sequence[TaskObjective], **c
             "n_patches": sums.n_patches(name),
             "published": published_report(matrix, task.names, weights, modality_weights),
             "strict": strict_report(matrix, task.names, objective.ignored),
+            "intervals": intervals_report(list(sums.patches(name).values()), task.names, objective.ignored),
             "domains": {
                 domain: {
                     "n_patches": sums.n_patches(name, domain),
@@ -94,17 +60,49 @@ def metrics_report(sums: ConfusionSums, objectives: Sequence[TaskObjective], **c
                 for domain, counts in sums.domains(name).items()
             },
             "confusion_matrix": f"confusion/{name}.csv",
+            "patches": f"patches/{name}.csv",
         }
     return {"format": FORMAT, **context, "tasks": tasks}
 
 
-def write_report(folder: RunFolder, report: Mapping[str, Any], sums: ConfusionSums, tasks: Sequence[Task]) -> None:
-    """Write confusion matrices and, last, metrics.json."""
-    for task in tasks:
+def write_report(
+    folder: RunFolder,
+    report: Mapping[str, Any],
+    sums: ConfusionSums,
+    objectives: Sequence[TaskObjective],
+    patch_ids: Sequence[str],
+) -> None:
+    """Write confusion matrices, scores by patch and, last, metrics.json.
+
+    Args:
+        folder: Where to.
+        report: From `metrics_report`.
+        sums: What it was made of.
+        objectives: Tasks and class weights.
+        patch_ids: Ids by cube position.
+    """
+    for objective in objectives:
+        task = objective.task
         matrix = sums.total(task.label)
         write_atomically(folder.confusion / f"{task.label}.npy", _npy_writer(matrix))
         write_text(folder.confusion / f"{task.label}.csv", _matrix_csv(matrix, task.names))
+        write_text(folder.patch_scores / f"{task.label}.csv", _patches_csv(sums, objective, patch_ids))
     write_text(folder.metrics, json.dumps(_null_for_nan(report), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _patches_csv(sums: ConfusionSums, objective: TaskObjective, patch_ids: Sequence[str]) -> str:
+    """One line per patch: pixels that count, share of right ones, mean IoU of the classes it has."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["patch_id", "domain", "pixels", "accuracy", "miou"])
+    for index, patch in sums.patches(objective.task.label).items():
+        hits, truth, predicted = patch.marginals(objective.ignored)
+        kept = [c for c in range(patch.n_classes) if c not in objective.ignored and truth[c] + predicted[c]]
+        pixels = int(truth.sum())
+        accuracy = f"{hits.sum() / pixels:.6f}" if pixels else ""
+        miou = f"{np.mean(hits[kept] / (truth + predicted - hits)[kept]):.6f}" if pixels else ""
+        writer.writerow([patch_ids[index], patch.domain, pixels, accuracy, miou])
+    return text.getvalue()
 
 
 def _null_for_nan(value: Any) -> Any:
@@ -135,7 +133,7 @@ def score_files(
     cube: Cube,
     indices: NDArray[np.int64],
     tasks: Sequence[Task],
-    folder: RunFolder,
+    folders: Mapping[str, Path],
     progress: Progress = silent,
 ) -> ConfusionSums:
     """Score prediction rasters that are already there.
@@ -144,16 +142,16 @@ def score_files(
         cube: Holds the truth.
         indices: (patch,) cube positions to score.
         tasks: What was predicted.
-        folder: Where the rasters are.
+        folders: By task, where its rasters are.
         progress: Told about finished patches.
 
     Raises:
         DataError: Rasters are missing, unreadable or do not fit the labels; the message lists them all.
     """
     sums, problems = ConfusionSums(tasks), []
-    for done, index in enumerate(indices, start=1):
+    for done, index in enumerate(indices.tolist(), start=1):
         for task in tasks:
-            path = folder.predictions(task) / prediction_name(cube, int(index), task.label)
+            path = folders[task.label] / prediction_name(cube, index, task.label)
             truth = cube.array(task.label).read([index], level=task.level)[0]
             try:
                 classes = read_classes(path)
@@ -161,7 +159,7 @@ def score_files(
             except DataError as error:
                 problems.append(str(error))
                 continue
-            sums.add(task.label, str(cube.patches.domain[index]), truth, classes)
+            sums.add(task.label, index, str(cube.patches.domain[index]), truth, classes)
         progress("score", done, len(indices))
     if problems:
         raise DataError(_listed(problems, len(indices) * len(tasks)))

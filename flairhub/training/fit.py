@@ -47,6 +47,12 @@ class FitOptions:
         keep_last: Keep `last.ckpt` after a finished run.
         log_every: Steps between two entries in the log and refreshes of the progress bar.
         bar: Show Lightning's progress bar, on a terminal.
+        accumulate: Batches per optimizer step.
+        gradient_clip: Largest norm of the gradient; 0 = no limit.
+        checkpoint_every: Optimizer steps between checkpoints inside an epoch; 0 = none.
+        verbose_checkpoints: Report every checkpoint.
+        compile: Compile the network.
+        log_images: Validation patches drawn in the log.
     """
 
     epochs: int
@@ -62,6 +68,12 @@ class FitOptions:
     keep_last: bool = True
     log_every: int = 10
     bar: bool = False
+    accumulate: int = 1
+    gradient_clip: float = 0.0
+    checkpoint_every: int = 0
+    verbose_checkpoints: bool = False
+    compile: bool = False
+    log_images: int = 0
 
 
 def build_trainer(options: FitOptions, folder: RunFolder, progress: Progress = silent) -> pl.Trainer:
@@ -97,6 +109,8 @@ def build_trainer(options: FitOptions, folder: RunFolder, progress: Progress = s
             enable_progress_bar=options.bar and sys.stderr.isatty(),
             enable_model_summary=False,
             num_sanity_val_steps=0,
+            accumulate_grad_batches=options.accumulate,
+            gradient_clip_val=options.gradient_clip or None,
             log_every_n_steps=options.log_every,
             use_distributed_sampler=False,
         )
@@ -116,7 +130,14 @@ def _callbacks(options: FitOptions, folder: RunFolder, progress: Progress) -> li
     callbacks: list[Callback] = [
         RunReporter(folder, progress, options.log_every),
         EarlyStopping(options.monitor, mode=options.mode, patience=options.patience, check_on_train_epoch_end=True),
-        Checkpoints(folder, options.monitor, options.mode, options.weights_only),
+        Checkpoints(
+            folder,
+            options.monitor,
+            options.mode,
+            options.weights_only,
+            options.checkpoint_every,
+            options.verbose_checkpoints,
+        ),
     ]
     if options.bar and sys.stderr.isatty():
         from lightning.pytorch.callbacks import RichProgressBar
@@ -147,6 +168,9 @@ def run_fit(
         TrainingError: The loss is not finite, or Lightning refuses the settings.
         KeyboardInterrupt: Interrupted; the checkpoints of finished epochs are there.
     """
+    if options.compile:
+        # In place: names of tensors stay as they are.
+        module.model.compile()
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(module, *loaders, ckpt_path=resume, weights_only=True)

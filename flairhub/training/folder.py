@@ -75,6 +75,11 @@ class RunFolder:
         """Confusion matrices, `<task>.npy` and `<task>.csv`."""
         return self.root / "confusion"
 
+    @property
+    def patch_scores(self) -> Path:
+        """Scores by test patch, `<task>.csv`."""
+        return self.root / "patches"
+
     def predictions(self, task: Task | str) -> Path:
         """Folder of a task's prediction rasters."""
         return self.root / "predictions" / (task if isinstance(task, str) else task.label)
@@ -83,7 +88,8 @@ class RunFolder:
     def _results(self) -> list[Path]:
         """What cannot be made again at once."""
         predictions = self.root / "predictions"
-        return [self.checkpoints, self.bundle, self.history, self.metrics, self.confusion, predictions]
+        scores = [self.metrics, self.confusion, self.patch_scores]
+        return [self.checkpoints, self.bundle, self.history, *scores, predictions]
 
     def check_training(self) -> None:
         """Refuse to train where results lie.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flairhub.data import PreparedBatch
+from flairhub.data import PreparedBatch, apply_dihedral, undo_dihedral
+from flairhub.data.augment import N_SYMMETRIES
 from flairhub.tasks import IGNORE_INDEX
 
 
@@ -30,6 +33,27 @@ def network_output(
     logits = {task: _resized(values, sizes.get(task)) for task, values in output.logits.items()}
     heads = {key: _resized(values, sizes.get(key[1])) for key, values in output.aux.items()}
     return logits, heads
+
+
+def mean_probabilities(network: nn.Module, batch: PreparedBatch) -> dict[str, Tensor]:
+    """Average the class probabilities over the eight symmetries of the square (test-time augmentation).
+
+    Args:
+        network: In evaluation mode.
+        batch: On the network's device, square patches.
+
+    Returns:
+        By task, (patch, class, y, x) float32, sums of one over classes.
+    """
+    totals: dict[str, Tensor] = {}
+    for code in range(N_SYMMETRIES):
+        codes = torch.full((len(batch),), code)
+        turned = {name: apply_dihedral(values, codes) for name, values in batch.inputs.items()}
+        logits, _ = network_output(network, replace(batch, inputs=turned))
+        for task, values in logits.items():
+            share = undo_dihedral(values.float().softmax(dim=1), code) / N_SYMMETRIES
+            totals[task] = totals[task] + share if task in totals else share
+    return totals
 
 
 def _resized(logits: Tensor, size: tuple[int, int] | None) -> Tensor:

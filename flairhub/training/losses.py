@@ -6,7 +6,7 @@ loss adds the pieces of all batches first, so it does not depend on how patches 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flairhub.tasks import IGNORE_INDEX, Task
+from flairhub.training.region_losses import REGION_LOSSES
+
+Share = Callable[[Tensor], Tensor]
+"""Mean over processes of a scalar without gradient."""
+
+
+def alone(value: Tensor) -> Tensor:
+    """Mean over the only process."""
+    return value
 
 
 @dataclass(frozen=True)
@@ -40,20 +49,22 @@ class TaskObjective:
         return tuple(np.flatnonzero(self.class_weights == 0).tolist())
 
 
-def weighted_cross_entropy(logits: Tensor, target: Tensor, class_weights: Tensor) -> Tensor:
+def weighted_cross_entropy(logits: Tensor, target: Tensor, class_weights: Tensor, share: Share = alone) -> Tensor:
     """Mean of the pixels' cross entropy, weighted by their class.
 
     Args:
         logits: (patch, class, y, x).
         target: (patch, y, x) class indices, 255 = ignore.
         class_weights: (class,) float32.
+        share: Mean over processes, applied to the sum of weights: then the mean of their losses (and gradients) is
+            the loss of all their patches together, however the weights are spread.
 
     Returns:
         Scalar; 0 with zero gradient when no pixel has weight.
     """
     truth = target.long()
     total = functional.cross_entropy(logits.float(), truth, class_weights, ignore_index=IGNORE_INDEX, reduction="sum")
-    weight = _padded(class_weights)[truth].sum()
+    weight = share(_padded(class_weights)[truth].sum())
     return total / torch.where(weight > 0, weight, torch.ones_like(weight))
 
 
@@ -108,17 +119,31 @@ def class_loss(logits: Tensor, target: Tensor) -> ClassLoss:
 
 
 class Criterion(nn.Module):
-    """Sum over tasks of weight * (cross entropy + mean over auxiliary heads of aux_weight * cross entropy)."""
+    """Sum over tasks of weight * (loss + mean over auxiliary heads of aux_weight * loss).
 
-    def __init__(self, objectives: tuple[TaskObjective, ...], aux_weight: float = 1.0):
+    A loss is the weighted cross entropy, or a weighted sum of it and of the region losses.
+
+    Attributes:
+        share: Mean over processes of a scalar; set by a distributed training.
+    """
+
+    def __init__(
+        self,
+        objectives: tuple[TaskObjective, ...],
+        aux_weight: float = 1.0,
+        losses: Mapping[str, float] | None = None,
+    ):
         """Keep the class weights as buffers that follow the module's device.
 
         Args:
             objectives: One per task.
             aux_weight: Factor of the auxiliary part.
+            losses: Weight by name: `cross_entropy`, `dice`, `lovasz`, `focal`. None = cross entropy alone.
         """
         super().__init__()
         self.objectives, self.aux_weight = objectives, aux_weight
+        self.losses = {name: weight for name, weight in (losses or {"cross_entropy": 1.0}).items() if weight}
+        self.share: Share = alone
         for i, objective in enumerate(objectives):
             weights = {"main": objective.class_weights, **objective.aux_class_weights}
             for name, values in weights.items():
@@ -142,17 +167,28 @@ class Criterion(nn.Module):
         parts: dict[str, Tensor] = {}
         for i, objective in enumerate(self.objectives):
             name = objective.task.label
-            part = weighted_cross_entropy(logits[name], targets[name], self.get_buffer(f"w{i}:main"))
+            part = self._loss(logits[name], targets[name], self.get_buffer(f"w{i}:main"))
             parts[name] = part.detach()
             heads = [modality for modality, task in aux if task == name]
             for modality in heads:
                 weights = self.get_buffer(f"w{i}:{modality}")
-                aux_part = weighted_cross_entropy(aux[modality, name], targets[name], weights)
+                aux_part = self._loss(aux[modality, name], targets[name], weights)
                 parts[f"{name}/aux_{modality}"] = aux_part.detach()
                 part = part + self.aux_weight * aux_part / len(heads)
             loss = loss + objective.weight * part
         assert isinstance(loss, Tensor)
         return loss, parts
+
+    def _loss(self, logits: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+        total: Tensor | float = 0.0
+        for name, factor in self.losses.items():
+            if name == "cross_entropy":
+                part = weighted_cross_entropy(logits, target, weights, self.share)
+            else:
+                part = REGION_LOSSES[name](logits, target, weights)
+            total = total + factor * part
+        assert isinstance(total, Tensor)
+        return total
 
     def has_weight(self, targets: Mapping[str, Tensor]) -> bool:
         """True when some pixel counts: tells batches to train on from batches to skip.

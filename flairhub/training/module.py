@@ -14,11 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from flairhub.confusion import strict_scores
-from flairhub.data import Batch, BatchLoader, Preparation, PreparedBatch, dihedral_codes, prepare_batch
+from flairhub.data import (
+    Batch,
+    BatchLoader,
+    Photometric,
+    Preparation,
+    PreparedBatch,
+    dihedral_codes,
+    prepare_batch,
+)
 from flairhub.errors import TrainingError
+from flairhub.training.average import WeightAverage
 from flairhub.training.forward import batch_confusion, network_output
 from flairhub.training.losses import ClassLoss, Criterion, class_loss
 from flairhub.training.optimizers import OptimizerChoice
+from flairhub.training.pictures import triptych
 from flairhub.training.schedules import Plateau, Schedule
 
 logger = logging.getLogger(__name__)
@@ -37,8 +47,12 @@ class LearningPlan:
         schedule: Learning rate by step.
         patch_ids: Ids by cube position, for messages.
         augment: Apply the symmetries of the square to training patches.
+        brightness: Largest change of brightness of training images, in standard deviations.
+        contrast: Largest relative change of their contrast.
         seed: Seed of augmentation, dropout and modality dropout.
+        ema: Decay of the running mean of the weights, which is what is validated and kept; 0 = off.
         log_every: Steps between two entries in the log.
+        log_images: Validation patches drawn in the log after every epoch.
         network: JSON of the network's spec, kept in checkpoints to refuse those of another one.
     """
 
@@ -47,8 +61,12 @@ class LearningPlan:
     schedule: Schedule
     patch_ids: list[str] = field(repr=False)
     augment: bool = False
+    brightness: float = 0.0
+    contrast: float = 0.0
     seed: int = 0
+    ema: float = 0.0
     log_every: int = 10
+    log_images: int = 0
     network: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -74,6 +92,7 @@ class SegmentationModule(pl.LightningModule):
         model: The network; its weights have the prefix `model.` in checkpoints, as in the published ones.
         history: One entry per finished epoch: step, losses, scores, learning rate.
         skipped_batches: Training batches without any pixel that counts.
+        average: Running mean of the weights; None without.
     """
 
     def __init__(self, network: nn.Module, criterion: Criterion, plan: LearningPlan):
@@ -83,7 +102,9 @@ class SegmentationModule(pl.LightningModule):
         self.plateau = Plateau()
         self.history: list[dict[str, Any]] = []
         self.skipped_batches = 0
+        self.average = WeightAverage(network, plan.ema) if plan.ema else None
         self._loss_sum, self._loss_count = 0.0, 0
+        self._reduced = False
         self._unchecked: list[tuple[Tensor, Tensor]] = []
         self._confusion: dict[str, Tensor] = {}
         self._losses: dict[tuple[str, str], ClassLoss] = {}
@@ -95,28 +116,50 @@ class SegmentationModule(pl.LightningModule):
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Step:
         """Look at the labels while they are on the CPU, then move, normalise and augment on the device."""
-        codes = None
-        if self.plan.augment and self.trainer.training:
-            codes = dihedral_codes(batch.index.numpy(), self.plan.seed, self.current_epoch)
+        plan, codes, photometric = self.plan, None, None
+        if self.trainer.training:
+            if plan.augment:
+                codes = dihedral_codes(batch.index.numpy(), plan.seed, self.current_epoch)
+            if plan.brightness or plan.contrast:
+                photometric = Photometric(plan.brightness, plan.contrast, plan.seed, self.current_epoch)
         has_weight = self.criterion.has_weight(batch.targets)
-        return Step(prepare_batch(batch, self.plan.preparations, device, codes), has_weight, batch.waited_s)
+        prepared = prepare_batch(batch, plan.preparations, device, codes, photometric)
+        return Step(prepared, has_weight, batch.waited_s)
+
+    def on_fit_start(self) -> None:
+        """Let processes share what their losses are divided by, and move the running mean to the device."""
+        if self.trainer.world_size > 1:
+            self.criterion.share = lambda value: self.trainer.strategy.reduce(value.detach(), reduce_op="mean")  # type: ignore[assignment,return-value]
+        if self.average is not None:
+            self.average.network.to(self.device)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is validated and kept: the running mean where there is one."""
+        return self.model if self.average is None else self.average.network
 
     # --- training
 
     def on_train_epoch_start(self) -> None:
         """Start the sums of the epoch and choose its order; not called when an epoch is resumed in its middle."""
-        self._loss_sum, self._loss_count = 0.0, 0
+        self._loss_sum, self._loss_count, self._reduced = 0.0, 0, False
         loader = self.trainer.train_dataloader
         if isinstance(loader, BatchLoader):
             loader.set_epoch(self.current_epoch)
 
     def on_train_batch_start(self, batch: Step, batch_idx: int) -> None:
-        """Set learning rate and random state: both follow from the step, so resuming needs neither."""
-        step = self.trainer.global_step
-        rate = self.plan.schedule.rate(step, self.plateau)
+        """Set learning rate and random state: both follow from step and batch, so resuming needs neither."""
+        rate = self.plan.schedule.rate(self.trainer.global_step, self.plateau)
         for group in self.optimizers(use_pl_optimizer=False).param_groups:  # type: ignore[union-attr]
             group["lr"] = rate
-        torch.manual_seed(step_seed(self.plan.seed, step, self.global_rank))
+        number = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
+        torch.manual_seed(step_seed(self.plan.seed, number, self.global_rank))
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then take the new weights into the running mean."""
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None:
+            self.average.update(self.model)
 
     def training_step(self, batch: Step, batch_idx: int) -> Tensor | None:
         """Return the loss, or None for a batch in which no pixel counts."""
@@ -175,7 +218,9 @@ class SegmentationModule(pl.LightningModule):
     def validation_step(self, batch: Step, batch_idx: int) -> None:
         """Add the batch to confusion matrices and loss sums."""
         prepared = batch.batch
-        logits, aux = network_output(self.model, prepared, aux=True)
+        logits, aux = network_output(self.evaluated, prepared, aux=True)
+        if batch_idx == 0:
+            self._draw(prepared, logits)
         for objective in self.criterion.objectives:
             name = objective.task.label
             target = prepared.targets[name]
@@ -185,6 +230,18 @@ class SegmentationModule(pl.LightningModule):
             for modality, task in aux:
                 if task == name:
                     self._add_loss(name, modality, aux[modality, task], target)
+
+    def _draw(self, batch: PreparedBatch, logits: Mapping[str, Tensor]) -> None:
+        """Put input, truth and prediction of the first patches into the log."""
+        if not self.plan.log_images or self.logger is None or self.global_rank:
+            return
+        for objective in self.criterion.objectives:
+            name = objective.task.label
+            for i in range(min(self.plan.log_images, len(batch))):
+                picture = triptych(batch, i, logits[name][i].argmax(dim=0), objective.task)
+                tag = f"val/{name}/{self.plan.patch_ids[int(batch.index[i])]}"
+                writer: Any = self.logger.experiment  # type: ignore[attr-defined]
+                writer.add_image(tag, picture, self.trainer.global_step, dataformats="HWC")
 
     def _add_loss(self, task: str, head: str, logits: Tensor, target: Tensor) -> None:
         piece, key = class_loss(logits, target), (task, head)
@@ -228,7 +285,7 @@ class SegmentationModule(pl.LightningModule):
         self._confusion = {name: summed(counts) for name, counts in self._confusion.items()}
         self._losses = {key: ClassLoss(summed(loss.total), summed(loss.count)) for key, loss in self._losses.items()}
         sums = summed(torch.tensor([self._loss_sum, float(self._loss_count)], dtype=torch.float64, device=self.device))
-        self._loss_sum, self._loss_count = float(sums[0]), int(sums[1])
+        self._loss_sum, self._loss_count, self._reduced = float(sums[0]), int(sums[1]), True
 
     def _validation_loss(self) -> float:
         """The training objective over the whole validation set; parts without a weighted pixel are left out."""
@@ -261,14 +318,28 @@ class SegmentationModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is ours, in plain types that a safe load accepts."""
         self._check_losses()
+        if not all(bool(value.isfinite().all()) for value in self.model.parameters()):
+            raise TrainingError(
+                f"epoch {self.current_epoch}: weights are not finite after step {self.trainer.global_step}. The "
+                "checkpoints that are there are kept. Lower hyperparams.learning_rate or set hyperparams.gradient_clip."
+            )
+        sums = torch.tensor([self._loss_sum, float(self._loss_count)], dtype=torch.float64, device=self.device)
+        if self.trainer.world_size > 1 and not self._reduced:
+            sums = self.trainer.strategy.reduce(sums, reduce_op="sum")  # type: ignore[assignment]
         checkpoint[STATE_KEY] = {
             "network": dict(self.plan.network),
             "plateau": self.plateau.to_json(),
             "history": self.history,
             "skipped_batches": self.skipped_batches,
-            "loss_sum": self._loss_sum,
-            "loss_count": self._loss_count,
+            "loss_sum": float(sums[0]),
+            "loss_count": int(sums[1]),
         }
+        if self.average is not None:
+            # `model.` holds what was validated, so that whoever loads the file gets the network that was scored.
+            weights = checkpoint["state_dict"]
+            learning = {name: value for name, value in weights.items() if name.startswith("model.")}
+            weights |= {f"model.{name}": value for name, value in self.average.state().items()}
+            checkpoint[STATE_KEY] |= {"learning_weights": learning, "ema_updates": self.average.updates}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take back what `on_save_checkpoint` added."""
@@ -276,7 +347,16 @@ class SegmentationModule(pl.LightningModule):
         self.plateau = Plateau(**state["plateau"])
         self.history = list(state["history"])
         self.skipped_batches = int(state["skipped_batches"])
-        self._loss_sum, self._loss_count = float(state["loss_sum"]), int(state["loss_count"])
+        if self.global_rank == 0:
+            self._loss_sum, self._loss_count = float(state["loss_sum"]), int(state["loss_count"])
+        if self.average is not None and "learning_weights" in state:
+            scored = {
+                n.removeprefix("model."): v for n, v in checkpoint["state_dict"].items() if n.startswith("model.")
+            }
+            self.average.network.load_state_dict(scored)
+            self.average.updates = int(state["ema_updates"])
+        if "learning_weights" in state:
+            checkpoint["state_dict"] |= state["learning_weights"]
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

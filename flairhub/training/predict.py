@@ -14,7 +14,7 @@ from torch import nn
 
 from flairhub.data import BatchLoader, Preparation, prepare_batch
 from flairhub.progress import Progress, silent
-from flairhub.training.forward import network_output
+from flairhub.training.forward import mean_probabilities, network_output
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ def predict_patches(
     *,
     device: torch.device | str = "cpu",
     precision: str = "32-true",
+    augment: bool = False,
     progress: Progress = silent,
 ) -> Iterator[Prediction]:
     """Yield the prediction of every patch of the loader, in its order.
@@ -49,6 +50,7 @@ def predict_patches(
         preparations: By modality, the ones the loader was made with.
         device: Where to compute.
         precision: `32-true`, `bf16-mixed` or `16-mixed`.
+        augment: Average the probabilities over the eight symmetries of the square.
         progress: Told about finished patches.
     """
     network = network.to(device).eval()
@@ -57,8 +59,9 @@ def predict_patches(
     for batch in loader:
         # Entered per batch: a generator must not leave its caller in inference mode.
         with torch.inference_mode(), _autocast(device, precision):
-            logits, _ = network_output(network, prepare_batch(batch, preparations, device))
-            classes = {task: values.argmax(dim=1).to(torch.uint8).cpu().numpy() for task, values in logits.items()}
+            prepared = prepare_batch(batch, preparations, device)
+            scores = mean_probabilities(network, prepared) if augment else network_output(network, prepared)[0]
+            classes = {task: values.argmax(dim=1).to(torch.uint8).cpu().numpy() for task, values in scores.items()}
         truth = {task: values.numpy() for task, values in batch.targets.items()}
         for i, index in enumerate(batch.index.tolist()):
             yield Prediction(

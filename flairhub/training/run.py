@@ -17,20 +17,19 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from flairhub import __version__
 from flairhub.config import TrainConfig, resolved_yaml
 from flairhub.cube import Cube, open_cube
-from flairhub.data import BatchLoader
 from flairhub.errors import CubeError, TrainingError, WeightsError
-from flairhub.models import Network, build_network, load_into, load_model, load_published, save_bundle
+from flairhub.models import Network, build_network, load_into, save_bundle
 from flairhub.progress import Progress, silent
 from flairhub.training.checkpoints import check_resumable, load_weights, read_checkpoint
-from flairhub.training.evaluate import ConfusionSums, metrics_report, score_files, write_report
-from flairhub.training.fit import build_trainer, quiet_lightning, resolve_precision, run_fit
+from flairhub.training.evaluate import metrics_report, write_report
+from flairhub.training.fit import build_trainer, quiet_lightning, run_fit
 from flairhub.training.folder import RunFolder, write_text
 from flairhub.training.losses import Criterion
 from flairhub.training.module import LearningPlan, SegmentationModule
-from flairhub.training.predict import predict_patches
-from flairhub.training.raster import label_grid, prediction_name, write_prediction
 from flairhub.training.setup import Setup, read_setup
 from flairhub.training.splits import split_indices, warn_of_overlap
+from flairhub.training.sums import ConfusionSums
+from flairhub.training.testing import load_for_prediction, predict_split, processes, score_rasters
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -110,17 +109,19 @@ def train(
     if setup.phases.train:
         network, result = _timed(seconds, "train", lambda: _train(config, setup, opened, result, report))
     elif setup.phases.predict:
-        network = _load_for_prediction(setup)
-    if not main:
+        network = load_for_prediction(setup)
+        _write_inputs(config, setup)
+    if not main and processes()[1] == 1:
+        # Started several times, but nothing joins the processes: the first one does it all.
         return result
     if setup.phases.predict:
-        sums = _timed(seconds, "predict", lambda: _predict(config, setup, opened, network, report))
-    elif setup.phases.score_files:
-        indices = split_indices(opened, "test", setup.csvs["test"])
-        sums = _timed(seconds, "score", lambda: score_files(opened, indices, setup.tasks, setup.folder, report))
+        sums = _timed(seconds, "predict", lambda: predict_split(setup, opened, network, report))
+    elif setup.phases.score_files and main:
+        folders = {task.label: setup.folder.predictions(task) for task in setup.tasks}
+        sums = _timed(seconds, "score", lambda: score_rasters(setup, opened, folders, report))
     else:
         return result
-    return _with_scores(setup, result, sums)
+    return _with_scores(setup, opened, result, sums) if main else result
 
 
 def _is_main() -> bool:
@@ -200,18 +201,23 @@ def _train(
         validation = setup.loader(cube, splits["valid"], pin_memory=pin, **ranks)
         if not len(training):
             raise TrainingError(f"{training.n_samples} training patches for {trainer.world_size} processes: too few.")
-        schedule = replace(setup.schedule, total_steps=len(training) * setup.fit.epochs)
+        steps = -(-len(training) // setup.fit.accumulate) * setup.fit.epochs
+        schedule = replace(setup.schedule, total_steps=steps)
         plan = LearningPlan(
             preparations=setup.preparations,
             optimizer=setup.optimizer,
             schedule=schedule,
             patch_ids=cube.patch_ids,
             augment=setup.augment,
+            brightness=setup.photometric[0],
+            contrast=setup.photometric[1],
             seed=setup.seed,
+            ema=setup.ema,
+            log_images=setup.fit.log_images,
             log_every=setup.fit.log_every,
             network=json.loads(json.dumps(setup.spec.to_json())),
         )
-        module = SegmentationModule(network, Criterion(setup.objectives, setup.aux_weight), plan)
+        module = SegmentationModule(network, Criterion(setup.objectives, setup.aux_weight, setup.losses), plan)
         resume = setup.checkpoint if setup.phases.resume else None
         if resume is not None:
             check_resumable(resume, plan.network, setup.fit.epochs)
@@ -228,9 +234,10 @@ def _finish_training(
 ) -> TrainResult:
     """Turn the best checkpoint into a bundle; the network is left with the best weights."""
     network, folder = cast(Network, module.model), setup.folder
+    trainer.strategy.barrier()
+    load_weights(network, folder.best_checkpoint)
     if not trainer.is_global_zero:
         return result
-    load_weights(network, folder.best_checkpoint)
     epoch = read_checkpoint(folder.best_checkpoint)["epoch"]
     best = next(entry for entry in module.history if entry["epoch"] == epoch)
     save_bundle(
@@ -261,56 +268,11 @@ def _initial_network(setup: Setup) -> Network:
     return network
 
 
-def _load_for_prediction(setup: Setup) -> Network:
-    """Return the network of the bundle, or the configured one with the weights of a file."""
-    assert setup.checkpoint is not None
-    path = setup.checkpoint
-    if not path.is_dir():
-        return load_published(path, setup.spec)
-    model = load_model(path)
-    for what, there, here in (
-        ("inputs", dict(model.spec.inputs), dict(setup.spec.inputs)),
-        ("tasks", dict(model.spec.tasks), dict(setup.spec.tasks)),
-        ("preparation", model.preparations, dict(setup.preparations)),
-    ):
-        if there != here:
-            differing = sorted(name for name in {*there, *here} if there.get(name) != here.get(name))
-            raise WeightsError(
-                f"{path}: was trained with another {what} than the configured one: "
-                + "; ".join(f"{name}: {there.get(name)} there, {here.get(name)} here" for name in differing)
-                + ". Predict with the configuration it was trained with."
-            )
-    return model.network
-
-
-def _predict(config: TrainConfig, setup: Setup, cube: Cube, network: Network, progress: Progress) -> ConfusionSums:
-    indices = split_indices(cube, "test", setup.csvs["test"])
-    device = "cuda" if setup.fit.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
-    precision = resolve_precision(setup.fit.precision, "gpu" if device == "cuda" else "cpu")
-    loader: BatchLoader = setup.loader(cube, indices, pin_memory=device == "cuda")
-    setup.folder.clear_predictions(setup.tasks)
-    if not setup.phases.train:
-        _write_inputs(config, setup)
-    sums = ConfusionSums(setup.tasks)
-    for prediction in predict_patches(
-        network, loader, setup.preparations, device=device, precision=precision, progress=progress
-    ):
-        domain = str(cube.patches.domain[prediction.index])
-        for task in setup.tasks:
-            name, classes = task.label, prediction.classes[task.label]
-            sums.add(name, domain, prediction.truth[name], classes)
-            if setup.phases.write_files:
-                grid = label_grid(cube, prediction.index, name) if setup.phases.georeference else None
-                path = setup.folder.predictions(task) / prediction_name(cube, prediction.index, name)
-                write_prediction(path, classes, task, grid)
-    return sums
-
-
-def _with_scores(setup: Setup, result: TrainResult, sums: ConfusionSums) -> TrainResult:
+def _with_scores(setup: Setup, cube: Cube, result: TrainResult, sums: ConfusionSums) -> TrainResult:
     folder: RunFolder = setup.folder
     model = {"config_sha256": setup.config_hash, "flairhub_version": __version__}
     report = metrics_report(sums, setup.objectives, split="test", **model)
-    write_report(folder, report, sums, setup.tasks)
+    write_report(folder, report, sums, setup.objectives, cube.patch_ids)
     written = {task.label: folder.predictions(task) for task in setup.tasks if folder.predictions(task).is_dir()}
     return replace(result, metrics=report, metrics_path=folder.metrics, predictions=written)
 

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from flairhub.cube import Cube
 
 
+DEFAULT_THREADS = 2
+"""Reading threads where the configuration gives none."""
+
+
 @dataclass(frozen=True)
 class Phases:
     """What a run does.
@@ -35,6 +39,7 @@ class Phases:
         score_files: Score prediction rasters that exist.
         write_files: Keep predictions as rasters.
         georeference: With the label's grid.
+        augment: Predict with the mean over the eight symmetries of the square.
         resume: Go on from the checkpoint.
         init_weights: Start from the checkpoint's weights.
     """
@@ -44,6 +49,7 @@ class Phases:
     score_files: bool
     write_files: bool
     georeference: bool
+    augment: bool
     resume: bool
     init_weights: bool
 
@@ -67,6 +73,10 @@ class Setup:
         batch_size: Patches per process and step.
         threads: Reading threads.
         augment: Symmetries of the square in training.
+        photometric: Largest changes of brightness and contrast in training.
+        ema: Decay of the running mean of the weights; 0 = off.
+        losses: Weight of each loss.
+        workers: Processes for a transform written in Python.
         seed: Of everything random.
         missing: Patches without an active modality: `error` or `drop`.
         ref_date: Reference day of the series, MM-DD.
@@ -88,6 +98,10 @@ class Setup:
     batch_size: int
     threads: int
     augment: bool
+    photometric: tuple[float, float]
+    ema: float
+    losses: Mapping[str, float]
+    workers: int
     seed: int
     missing: Any
     ref_date: str
@@ -119,7 +133,8 @@ def read_setup(config: TrainConfig) -> Setup:
     _check_monitor(config)
     hyper, hardware, modalities = config.hyperparams, config.hardware, config.modalities
     spec = network_spec(config)
-    threads = hardware.threads if hardware.threads is not None else hardware.num_workers
+    # Results do not depend on it, so the published default of no workers need not mean waiting for the disk.
+    threads = hardware.threads if hardware.threads is not None else hardware.num_workers or DEFAULT_THREADS
     return Setup(
         folder=RunFolder(Path(config.paths.out_folder) / config.paths.out_model_name),
         phases=_phases(config),
@@ -135,6 +150,13 @@ def read_setup(config: TrainConfig) -> Setup:
         batch_size=hyper.batch_size,
         threads=threads,
         augment=modalities.pre_processings.use_augmentation,
+        photometric=(
+            modalities.pre_processings.augmentation_brightness,
+            modalities.pre_processings.augmentation_contrast,
+        ),
+        ema=hyper.ema,
+        losses=dict(hyper.losses),
+        workers=hardware.num_workers,
         seed=hyper.seed,
         missing=modalities.missing,
         ref_date=config.models.multitemp_model.ref_date,
@@ -160,6 +182,7 @@ def _phases(config: TrainConfig) -> Phases:
         score_files=tasks.metrics_only,
         write_files=tasks.write_files,
         georeference=tasks.georeferencing_output,
+        augment=tasks.test_time_augmentation,
         resume=tasks.train_tasks.resume_training_from_ckpt,
         init_weights=tasks.train_tasks.init_weights_only_from_ckpt,
     )
@@ -193,4 +216,10 @@ def _fit_options(config: TrainConfig) -> FitOptions:
         keep_last=saving.ckpt_save_also_last,
         log_every=saving.progress_rate,
         bar=saving.enable_progress_bar,
+        accumulate=config.hyperparams.accumulate,
+        gradient_clip=config.hyperparams.gradient_clip,
+        checkpoint_every=saving.ckpt_every_n_steps,
+        verbose_checkpoints=saving.ckpt_verbose,
+        compile=hardware.compile,
+        log_images=saving.log_images,
     )

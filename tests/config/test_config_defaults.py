@@ -32,6 +32,7 @@ TRAIN_DEFAULTS = {
         "write_files": True,
         "georeferencing_output": True,
         "metrics_only": False,
+        "test_time_augmentation": False,
     },
     "hyperparams": {
         "num_epochs": 150,
@@ -44,6 +45,10 @@ TRAIN_DEFAULTS = {
         "scheduler": "one_cycle_lr",
         "warmup_fraction": 0.2,
         "plateau_patience": 10,
+        "accumulate": 1,
+        "gradient_clip": 0.0,
+        "ema": 0.0,
+        "losses": {"cross_entropy": 1.0, "dice": 0.0, "lovasz": 0.0, "focal": 0.0},
     },
     "hardware": {
         "accelerator": "auto",
@@ -53,6 +58,7 @@ TRAIN_DEFAULTS = {
         "num_workers": 0,
         "precision": "auto",
         "threads": None,
+        "compile": False,
         "scheduler": None,
     },
     "saving": {
@@ -61,11 +67,13 @@ TRAIN_DEFAULTS = {
         "ckpt_monitor": "val_miou",
         "ckpt_monitor_mode": "max",
         "ckpt_earlystopping_patience": 30,
+        "ckpt_every_n_steps": 0,
         "cp_csv_and_conf_to_output": True,
         "enable_progress_bar": True,
         "progress_rate": 10,
         "ckpt_verbose": False,
         "verbose_config": False,
+        "log_images": 4,
     },
     "modalities": {
         "inputs": OFF | {"SENTINEL2_TS": True},
@@ -84,6 +92,8 @@ TRAIN_DEFAULTS = {
             "calc_elevation": False,
             "calc_elevation_stack_dsm": False,
             "use_augmentation": False,
+            "augmentation_brightness": 0.0,
+            "augmentation_contrast": 0.0,
         },
         "normalization": {
             "norm_type": "custom",
@@ -127,6 +137,14 @@ TRAIN_DEFAULTS = {
         }
     },
 }
+
+OURS = {
+    "tasks": ["test_time_augmentation"],
+    "hyperparams": ["accumulate", "gradient_clip", "ema", "losses"],
+    "saving": ["ckpt_every_n_steps", "log_images"],
+    "pre_processings": ["temporal_average_fill", "augmentation_brightness", "augmentation_contrast"],
+}
+"""Keys that the published files do not have."""
 
 ZONAL_DEFAULTS = {
     "output_path": "maps",
@@ -193,9 +211,13 @@ def test_zonal_defaults():
 def test_every_published_train_key_arrives(train):
     found = plain(train_config_from_dict(train))
     train["paths"] |= {"out_folder": "results", "ckpt_model_path": None, "cube": None, "data_root": None}
-    train["hardware"] |= {"precision": "auto", "threads": None, "scheduler": None}
+    train["hardware"] |= {"precision": "auto", "threads": None, "compile": False, "scheduler": None}
+    for section in ("tasks", "hyperparams", "saving"):
+        own = OURS[section]
+        train[section] |= {key: TRAIN_DEFAULTS[section][key] for key in own}
     train["modalities"]["missing"] = "error"
-    train["modalities"]["pre_processings"]["temporal_average_fill"] = "masked"
+    options = TRAIN_DEFAULTS["modalities"]["pre_processings"]
+    train["modalities"]["pre_processings"] |= {key: options[key] for key in OURS["pre_processings"]}
     train["modalities"]["modality_dropout"] = dict.fromkeys(INPUTS, 0) | {"AERIAL-RLT_PAN": 0.25}
     train["models"]["monotemp_model"]["pretrained"] = True
     train["labels_configs"]["AERIAL_LABEL-COSIA"]["label_channel_nomenclature"] = 1

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from flairhub.data import Batch, apply_dihedral, dihedral_codes, prepare_batch
+from flairhub.data import Batch, Photometric, apply_dihedral, dihedral_codes, prepare_batch
 from flairhub.errors import UsageError
 from flairhub.prepare import ImagePreparation
 from flairhub.timeseries import SeriesPreparation
@@ -70,3 +70,44 @@ def test_images_series_and_labels_stay_aligned() -> None:
 def test_patches_that_are_not_square_are_refused() -> None:
     with pytest.raises(UsageError, match="2 x 3 px"):
         apply_dihedral(torch.zeros(1, 1, 2, 3), torch.zeros(1, dtype=torch.int64))
+
+
+def test_photometric_changes_follow_the_formula_and_belong_to_patches() -> None:
+    values = torch.from_numpy(np.random.default_rng(1).normal(3, 2, (40, 3, 8, 8)).astype(np.float32))
+    index = np.arange(100, 140)
+    both = Photometric(brightness=0.2, contrast=0.3, seed=5, epoch=2)
+    changed = both.apply(values, "AERIAL_RGBI", index)
+    mean, deviation = values.mean(dim=(1, 2, 3)), values.std(dim=(1, 2, 3), correction=0)
+    stretch = changed.std(dim=(1, 2, 3), correction=0) / deviation
+    shift = (changed.mean(dim=(1, 2, 3)) - mean) / deviation
+    assert 0.7 <= stretch.min() < 0.8
+    assert 1.2 < stretch.max() <= 1.3
+    assert -0.2 <= shift.min() < -0.12
+    assert 0.12 < shift.max() <= 0.2
+    rebuilt = (values - mean.view(-1, 1, 1, 1)) * stretch.view(-1, 1, 1, 1) + (mean + shift * deviation).view(
+        -1, 1, 1, 1
+    )
+    assert torch.allclose(changed, rebuilt, atol=1e-4)
+    parts = [both.apply(values[i : i + 7], "AERIAL_RGBI", index[i : i + 7]) for i in range(0, 40, 7)]
+    assert torch.allclose(torch.cat(parts), changed, atol=1e-5)
+    assert not torch.allclose(both.apply(values, "SPOT_RGBI", index), changed)
+    assert torch.equal(
+        Photometric(0, 0, 5, 2).apply(values, "AERIAL_RGBI", index),
+        mean.view(-1, 1, 1, 1) + (values - mean.view(-1, 1, 1, 1)),
+    )
+
+
+def test_photometric_changes_leave_series_heights_and_labels() -> None:
+    batch = coordinate_batch(4)
+    batch.inputs["DEM_ELEV"] = batch.inputs["AERIAL_RGBI"] * 7
+    preparations = {
+        "AERIAL_RGBI": ImagePreparation(),
+        "DEM_ELEV": ImagePreparation(elevation="dsm_dtm"),
+        "SENTINEL2_TS": SeriesPreparation(),
+    }
+    plain = prepare_batch(batch, preparations, "cpu")
+    changed = prepare_batch(batch, preparations, "cpu", photometric=Photometric(0.5, 0.5, 0, 0))
+    assert not torch.allclose(changed.inputs["AERIAL_RGBI"], plain.inputs["AERIAL_RGBI"])
+    for name in ("DEM_ELEV", "SENTINEL2_TS"):
+        assert torch.equal(changed.inputs[name], plain.inputs[name])
+    assert torch.equal(changed.targets["AERIAL_LABEL-COSIA"], plain.targets["AERIAL_LABEL-COSIA"])

@@ -1,0 +1,54 @@
+"""`flairhub evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Training configuration: says which labels, classes and test patches.",
+)
+@click.option(
+    "--predictions",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder of PRED_<label file name>.tif, or of one folder of them per label set.",
+)
+@click.option("--cube", type=click.Path(path_type=Path), help="Cube with the labels; without it paths.cube.")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder of the scores  [default: PREDICTIONS/scores]")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a configuration key.")
+@click.option("--overwrite", is_flag=True, help="Replace scores that are there.")
+def command(
+    config_path: Path,
+    predictions: Path,
+    cube: Path | None,
+    output: Path | None,
+    overrides: tuple[str, ...],
+    overwrite: bool,
+) -> None:
+    """Score prediction rasters against the labels of the test patches.
+
+    Every test patch needs a prediction: missing or unreadable ones are listed, no score is given, the exit code is 1.
+
+    \b
+    Example:
+      flairhub evaluate --config configs/ --cube hub.zarr --predictions runs/lc_d/predictions
+    """
+    from flairhub.cli.console import console, progress_bar
+    from flairhub.cli.scores import scores_table
+    from flairhub.config import load_train_config
+
+    config = load_train_config(config_path, overrides)
+    from flairhub.training import evaluate
+
+    with progress_bar() as progress:
+        result = evaluate(config, predictions, cube=cube, output=output, overwrite=overwrite, progress=progress)
+    console.print(scores_table(result.metrics))
+    console.print(f"metrics: {result.metrics_path}", soft_wrap=True, markup=False, highlight=False)

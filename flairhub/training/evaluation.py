@@ -1,0 +1,70 @@
+"""Scores of predictions that exist, wherever they lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter
+
+from flairhub import __version__
+from flairhub.config import TrainConfig, resolved_yaml
+from flairhub.cube import Cube, open_cube
+from flairhub.errors import OutputExistsError, UsageError
+from flairhub.progress import Progress, silent
+from flairhub.training.evaluate import metrics_report, write_report
+from flairhub.training.folder import RunFolder, write_text
+from flairhub.training.run import TrainResult
+from flairhub.training.setup import read_setup
+from flairhub.training.testing import score_rasters
+
+
+def evaluate(
+    config: TrainConfig,
+    predictions: str | Path,
+    *,
+    cube: str | Path | Cube | None = None,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> TrainResult:
+    """Score prediction rasters against the labels of the test patches.
+
+    Args:
+        config: Says which labels, classes, weights and test patches; its `tasks` section has no influence.
+        predictions: Folder of `PRED_<label file name>.tif`, or of one folder of them per label set.
+        cube: Where the labels are; without it `paths.cube`.
+        output: Folder of the scores; without it `scores` inside `predictions`.
+        overwrite: Replace scores that are there.
+        progress: Told about finished patches.
+
+    Returns:
+        Scores and paths.
+
+    Raises:
+        OutputExistsError: `output` holds scores and `overwrite` is False.
+        DataError: Rasters are missing, unreadable or do not fit the labels; the message lists them all.
+    """
+    setup, source = read_setup(config), Path(predictions)
+    folder = RunFolder(source / "scores" if output is None else Path(output))
+    if not source.is_dir():
+        raise UsageError(f"{source}: is no folder. Give the folder of the prediction rasters.")
+    if folder.metrics.exists() and not overwrite:
+        raise OutputExistsError(f"{folder.metrics}: exists already. Give another --output, or --overwrite.")
+    place = cube if cube is not None else config.paths.cube
+    if place is None:
+        raise UsageError("no cube: give --cube or paths.cube, where the labels are.")
+    opened = place if isinstance(place, Cube) else open_cube(place)
+    folders = {task.label: source / task.label if (source / task.label).is_dir() else source for task in setup.tasks}
+    start = perf_counter()
+    sums = score_rasters(setup, opened, folders, progress)
+    identity = {"config_sha256": setup.config_hash, "flairhub_version": __version__}
+    report = metrics_report(sums, setup.objectives, split="test", **identity)
+    write_text(folder.config, resolved_yaml(config))
+    write_report(folder, report, sums, setup.objectives, opened.patch_ids)
+    return TrainResult(
+        folder.root,
+        Path(str(opened.path)),
+        metrics=report,
+        metrics_path=folder.metrics,
+        predictions=folders,
+        seconds={"score": perf_counter() - start},
+    )

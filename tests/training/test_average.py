@@ -1,0 +1,60 @@
+"""Running mean of weights and test-time augmentation against formulas written out."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from flairhub.data import PreparedBatch, apply_dihedral, undo_dihedral
+from flairhub.models.network import Output
+from flairhub.training.average import WeightAverage
+from flairhub.training.forward import mean_probabilities
+
+
+def test_the_mean_of_weights() -> None:
+    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    average = WeightAverage(network, decay=0.5)
+    expected = network[0].weight.detach().clone()
+    for n in range(12):
+        with torch.no_grad():
+            network[0].weight += n
+            network[1].running_mean += 1
+        keep = min(0.5, (1 + n) / (10 + n))
+        expected = keep * expected + (1 - keep) * network[0].weight.detach()
+        average.update(network)
+    np.testing.assert_allclose(average.network[0].weight, expected, rtol=1e-5)
+    assert torch.equal(average.network[1].running_mean, network[1].running_mean)
+    assert int(average.updates) == 12
+    assert not average.network.training
+    assert not any(parameter.requires_grad for parameter in average.network.parameters())
+
+
+def test_every_symmetry_can_be_undone() -> None:
+    values = torch.arange(2 * 3 * 16.0).view(2, 3, 4, 4)
+    for code in range(8):
+        assert torch.equal(undo_dihedral(apply_dihedral(values, torch.full((2,), code)), code), values)
+
+
+class Sloped(nn.Module):
+    """Adds the row to class 0, so that orientation matters."""
+
+    def forward(self, inputs, dates=None, masks=None, size=None, aux=False) -> Output:
+        image = inputs["AERIAL_RGBI"]
+        rows = torch.arange(image.shape[-2], dtype=torch.float32).view(1, -1, 1)
+        return Output({"T": torch.stack([image[:, 0] + rows, image[:, 1], image[:, 1] * 0], dim=1)})
+
+
+def test_probabilities_are_averaged_over_the_eight_symmetries() -> None:
+    image = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 2, 4, 4)).astype(np.float32))
+    batch = PreparedBatch({"AERIAL_RGBI": image}, {}, {}, {}, torch.arange(2))
+    expected = np.zeros((2, 3, 4, 4))
+    rows = np.arange(4).reshape(1, 4, 1)
+    for flipped in (False, True):
+        for turns in range(4):
+            x = image.numpy()[..., ::-1] if flipped else image.numpy()
+            x = np.rot90(x, turns, axes=(2, 3)).astype(np.float64)
+            shares = np.exp(np.stack([x[:, 0] + rows, x[:, 1], x[:, 1] * 0], axis=1))
+            shares = np.rot90(shares / shares.sum(axis=1, keepdims=True), -turns, axes=(2, 3))
+            expected += (shares[..., ::-1] if flipped else shares) / 8
+    found = mean_probabilities(Sloped(), batch)["T"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(found.sum(dim=1), 1, rtol=1e-5)
