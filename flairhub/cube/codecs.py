@@ -50,7 +50,11 @@ class ChunkCodec:
     checked: bool = True
 
     def encode(self, values: NDArray[Any]) -> bytes:
-        """Return the stored bytes of one chunk.
+        """Return the stored bytes of one chunk; see `encode_parts`."""
+        return b"".join(self.encode_parts(values))
+
+    def encode_parts(self, values: NDArray[Any]) -> tuple[bytes, ...]:
+        """Return the stored bytes of one chunk in pieces, which saves a copy.
 
         Args:
             values: The chunk, C-contiguous, native little-endian.
@@ -69,7 +73,7 @@ class ChunkCodec:
             )
         else:
             packed = raw.tobytes()
-        return packed + crc_bytes(packed) if self.checked else packed
+        return (packed, crc_bytes(packed)) if self.checked else (packed,)
 
     def decode_into(self, stored: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
         """Decode one chunk straight into the caller's memory.

@@ -110,13 +110,13 @@ class ShardWriter(FileWriter):
         self._n_chunks = n_chunks
         self._lengths: list[int | None] = []
 
-    def add(self, chunk: bytes | None) -> None:
-        """Append the next inner chunk; None = it does not exist."""
+    def add(self, parts: Sequence[bytes] | None) -> None:
+        """Append the next inner chunk, in one or several parts; None = it does not exist."""
         if len(self._lengths) == self._n_chunks:
             raise ValueError(f"{self._path}: the shard has {self._n_chunks} chunks only.")
-        if chunk is not None:
-            self.write(chunk)
-        self._lengths.append(None if chunk is None else len(chunk))
+        for part in parts or ():
+            self.write(part)
+        self._lengths.append(None if parts is None else sum(len(part) for part in parts))
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         try:

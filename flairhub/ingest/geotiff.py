@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from flairhub.errors import DataError
 from flairhub.geo import ALIGNMENT_TOLERANCE_PX, GeoBox, crs_name, geobox_of, same_crs
 from flairhub.ingest.archives import MOST_BYTES, read_member, split_member
+from flairhub.ingest.geotags import GeoTags, read_geotags
 
 MOST_PX = 8192
 """Largest accepted width or height of a patch."""
@@ -24,9 +27,7 @@ GDAL_OPTIONS: dict[str, Any] = {
     "GDAL_NUM_THREADS": "1",
     "GDAL_CACHEMAX": 64 * 2**20,
     "GDAL_HTTP_MAX_RETRY": "0",
-    "CPL_CURL_ENABLED": "NO",
     "GDAL_GEOREF_SOURCES": "INTERNAL",
-    "GTIFF_POINT_GEO_IGNORE": "NO",
 }
 """No sidecar files, no network, one thread per process."""
 
@@ -92,7 +93,11 @@ class Raster:
 def gdal() -> Iterator[None]:
     """Settings under which source files are read."""
     import rasterio
+    import rasterio.errors
 
+    # Files whose grid is known from their tags are opened without it: only here is that no reason to warn.
+    ignored = rasterio.errors.NotGeoreferencedWarning
+    warnings.filterwarnings("ignore", category=ignored, module=__name__.replace(".", r"\."))
     with rasterio.Env(**GDAL_OPTIONS):
         yield
 
@@ -103,9 +108,9 @@ def read_header(path: str) -> Header:
     Raises:
         DataError: Not a readable GeoTIFF, not north-up, or larger than any patch.
     """
-    with _open(path) as dataset:
+    with _open(path) as (dataset, box):
         _check_bomb(path, dataset)
-        return Header(geobox_of(dataset, path), dataset.count, dataset.dtypes[0])
+        return Header(box, dataset.count, dataset.dtypes[0])
 
 
 def read_raster(path: str, expected: Expectation, n_dates: int | None) -> Raster:
@@ -121,8 +126,7 @@ def read_raster(path: str, expected: Expectation, n_dates: int | None) -> Raster
     """
     import rasterio.errors
 
-    with _open(path) as dataset:
-        box = geobox_of(dataset, path)
+    with _open(path) as (dataset, box):
         _check_bands(path, dataset.count, expected, n_dates)
         _check_grid(path, box, expected)
         _check_bomb(path, dataset)
@@ -165,26 +169,46 @@ def lossless(values: NDArray[Any], dtype: str, path: str) -> NDArray[Any]:
 
 
 @contextmanager
-def _open(path: str) -> Iterator[Any]:
-    """Open a file, or a member of an archive from memory, with the GTiff driver."""
-    import rasterio
+def _open(path: str) -> Iterator[tuple[Any, GeoBox]]:
+    """Open a file, or a member of an archive from memory, with the GTiff driver; also give its grid."""
     import rasterio.errors
+    from rasterio.io import DatasetReader, MemoryFile
 
     member = split_member(path)
     content = None if member is None else read_member(member)
+    tags = _tags(path) if content is None else read_geotags(lambda length, offset: content[offset : offset + length])
+    known = tags is not None and tags.box(0, 0) is not None
+    options = {"driver": "GTiff", "sharing": False, **({"GEOREF_SOURCES": "NONE"} if known else {})}
     with ExitStack() as stack:
         try:
             if content is None:
-                source: Any = rasterio.open(os.path.abspath(path), driver="GTiff", sharing=False)
+                # Not rasterio.open: it sets up and takes down all of GDAL's settings again for every file.
+                source: Any = DatasetReader(Path(path).absolute(), **options)
             else:
-                memory = stack.enter_context(rasterio.MemoryFile(content))
-                source = memory.open(driver="GTiff", sharing=False)
+                source = stack.enter_context(MemoryFile(content)).open(**options)
         except (rasterio.errors.RasterioError, OSError) as error:
             if content is None and not os.path.isfile(path):
                 raise DataError(f"{path}: no such file.") from None
             size = os.path.getsize(path) if content is None else len(content)
             raise DataError(f"{path}: not a readable GeoTIFF ({size} bytes): {_cause(error)}") from error
-        yield stack.enter_context(source)
+        dataset = stack.enter_context(source)
+        box = tags.box(dataset.height, dataset.width) if tags is not None else None
+        if box is None:
+            box = geobox_of(dataset, path)
+            if tags is not None:
+                tags.learn(box)
+        yield dataset, box
+
+
+def _tags(path: str) -> GeoTags | None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return read_geotags(lambda length, offset: os.pread(descriptor, length, offset))
+    finally:
+        os.close(descriptor)
 
 
 def _check_bomb(path: str, dataset: Any) -> None:

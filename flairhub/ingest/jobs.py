@@ -32,7 +32,7 @@ ENCODE_AHEAD = 2
 class _PeriodMeans:
     """Encoded means of one patch with their table rows: dates averaged and mid-period days since 1970-01-01."""
 
-    chunk: bytes
+    chunk: tuple[bytes, ...]
     count: NDArray[np.int32]
     days: NDArray[np.int32]
 
@@ -41,7 +41,7 @@ class _PeriodMeans:
 class _Patch:
     """An encoded patch: `bands` of images and series, or `counts` (level, 256) of labels, tell what it holds."""
 
-    chunks: list[bytes]
+    chunks: list[tuple[bytes, ...]]
     averages: list[_PeriodMeans]
     origin: tuple[float, float]
     bands: tuple[BandTally, ...] = ()
@@ -142,7 +142,7 @@ def _encode_image(job: Job, row: int, loaded: _Loaded) -> _Patch:
     raster, path = loaded.raster, job.files[row]
     values = lossless(raster.values, job.spec.dtype, str(path))
     if job.days is None:
-        chunk = job.spec.codec.encode(np.ascontiguousarray(values))
+        chunk = job.spec.codec.encode_parts(np.ascontiguousarray(values))
         return _Patch([chunk], [], raster.origin, tuple(tally_bands(values, raster.nodata)))
     days = job.days[row][job.days[row] != NO_DAY]
     series = values.reshape(len(days), job.expected.bands, *values.shape[-2:])
@@ -150,7 +150,7 @@ def _encode_image(job: Job, row: int, loaded: _Loaded) -> _Patch:
     padded[: len(series)] = series
     dates = days.astype(np.int64).astype("datetime64[D]")
     averages = [_average(average, series, dates, loaded.mask) for average in job.averages]
-    return _Patch([job.spec.codec.encode(padded)], averages, raster.origin, tuple(tally_bands(series, raster.nodata)))
+    return _Patch([job.spec.codec.encode_parts(padded)], averages, raster.origin, tuple(tally_bands(series, raster.nodata)))
 
 
 def _average(
@@ -166,7 +166,7 @@ def _average(
     days = np.full(len(means.count), NO_DAY, dtype=np.int32)
     if len(dates):
         days[:] = dates[0].astype("datetime64[Y]").astype("datetime64[D]").astype(np.int64) + means.offsets
-    return _PeriodMeans(average.spec.codec.encode(means.values), means.count, days)
+    return _PeriodMeans(average.spec.codec.encode_parts(means.values), means.count, days)
 
 
 def _encode_label(job: Job, row: int, raster: Raster) -> _Patch:
@@ -176,7 +176,7 @@ def _encode_label(job: Job, row: int, raster: Raster) -> _Patch:
     for level, (values, n_classes) in enumerate(zip(raster.values, job.level_sizes, strict=True)):
         where = f"{job.files[row]}: level {level + 1}"
         stored, counts[level] = _class_indices(values, raster.nodata, n_classes, where, job.modality)
-        chunks.append(job.spec.codec.encode(stored))
+        chunks.append(job.spec.codec.encode_parts(stored))
     return _Patch(chunks, [], raster.origin, counts=counts)
 
 
@@ -234,7 +234,7 @@ class _ShardFiles:
             means = None if patch is None else patch.averages[place]
             writer.add(None if means is None else means.chunk)
             # The means themselves are in the shard: only the rows of the tables are kept.
-            self._averages[place].append(None if means is None else replace(means, chunk=b""))
+            self._averages[place].append(None if means is None else replace(means, chunk=()))
 
     def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
         self._stack.__exit__(kind, *rest)

@@ -96,7 +96,8 @@ def _tally(values: NDArray[Any], nodata: float | None) -> BandTally:
 def _sums(flat: NDArray[Any]) -> tuple[float, float]:
     """Return the sum and the sum of squares: exact for integers of up to 16 bits, in a fixed order for floats.
 
-    One pass over blocks that stay in the processor's cache.
+    One pass over blocks that stay in the processor's cache. No BLAS on long vectors: it would start threads, and add in
+    an order that depends on the processor.
     """
     if flat.dtype == np.uint8:
         return _sums_of_bytes(flat)
@@ -107,7 +108,9 @@ def _sums(flat: NDArray[Any]) -> tuple[float, float]:
         block = flat[start : start + _BLOCK]
         wide = buffer[: block.size]
         np.copyto(wide, block)
-        total, squares = total + exact(wide.sum()), squares + exact(wide.dot(wide))
+        total += exact(wide.sum())
+        np.multiply(wide, wide, out=wide)
+        squares += exact(wide.sum())
     return total, squares
 
 
@@ -115,14 +118,14 @@ def _sums_of_bytes(flat: NDArray[np.uint8]) -> tuple[int, int]:
     """Like `_sums`, in float32: 256 squares of bytes add up to less than 2**24, so every step is exact."""
     whole = flat.size - flat.size % _ROW
     rest = flat[whole:].astype(np.int64)
-    total, squares = int(rest.sum()), int(rest.dot(rest))
+    total, squares = int(rest.sum()), int((rest * rest).sum())
     buffer = np.empty((min(_BLOCK, whole) // _ROW, _ROW), dtype=np.float32)
     ones = np.ones(_ROW, dtype=np.float32)
     for start in range(0, whole, _BLOCK):
         block = flat[start : min(start + _BLOCK, whole)].reshape(-1, _ROW)
         rows = buffer[: len(block)]
         np.copyto(rows, block)
-        total += int(rows.dot(ones).sum(dtype=np.float64))
+        total += int(np.vecdot(rows, ones).sum(dtype=np.float64))
         squares += int(np.vecdot(rows, rows).sum(dtype=np.float64))
     return total, squares
 

@@ -22,7 +22,7 @@ DTYPES = ("uint8", "uint16", "float32")
 def write_shard(path: Path, chunks: list[bytes | None]) -> tuple[int, int]:
     with ShardWriter(path, 3) as writer:
         for chunk in chunks:
-            writer.add(chunk)
+            writer.add(None if chunk is None else [chunk])
     return writer.length, writer.checksum
 
 
