@@ -1,8 +1,8 @@
 """Fault points: named places where a test can have the process killed, interrupted, or the disk full.
 
 Off unless the environment variable `FLAIRHUB_FAULT` is set: `<point>[:<n>[:<what>]]` strikes when the point is reached
-for the n-th time (default 1) in a process. `<what>` is `kill` (SIGKILL, the default), `interrupt` (SIGINT) or `full` (the
-error of a full disk, at that and every later time). The points are listed in docs/ingest.md.
+for the n-th time (default 1) in a process. `<what>` is `kill` (SIGKILL, the default), `interrupt` (SIGINT), or `full`
+(the error of a full disk, at that and every later time). The points are listed in docs/ingest.md.
 """
 
 from __future__ import annotations

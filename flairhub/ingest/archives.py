@@ -1,8 +1,8 @@
 """Files inside the published zip archives, read without unpacking.
 
-A member is named by the path of its archive and its own, as if the archive were a folder: `/data/D012-2019_DEM_ELEV.zip/
-AF-S1-27/D012-2019_DEM_ELEV_AF-S1-27_5-10.tif`. Members are inflated into memory, one at a time, and their CRC-32 is
-checked, which GDAL's own /vsizip/ does not do.
+A member is named by the path of its archive and its own, as if the archive were a folder:
+`/data/D012-2019_DEM_ELEV.zip/AF-S1-27/D012-2019_DEM_ELEV_AF-S1-27_5-10.tif`. Members are inflated into memory, one at a
+time, and their CRC-32 is checked, which GDAL's own /vsizip/ does not do.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def read_member(path: MemberPath) -> bytes:
     if info is None:
         raise DataError(f"{where}: no such file in the archive.")
     if info.flag_bits & 1 or info.compress_type not in _METHODS:
-        raise DataError(f"{where}: encrypted or compressed by method {info.compress_type}; expected stored or deflated.")
+        method = "encrypted" if info.flag_bits & 1 else f"compressed by method {info.compress_type}"
+        raise DataError(f"{where}: {method}; expected stored or deflated.")
     stored = max(1, info.compress_size)
     if info.file_size > MOST_BYTES or (info.file_size > RATIO_FREE_BYTES and info.file_size > MOST_RATIO * stored):
         raise DataError(

@@ -1,8 +1,8 @@
 """Where a GeoTIFF lies, read from its tags: most of the time of opening a small file goes into building its CRS.
 
 A data set has very few CRS. The first file with some GeoKeys is opened with all its georeferencing; when GDAL
-finds the grid that the tags tell, later files with the same GeoKeys, byte by byte, have that CRS, and GDAL need not build
-it again. Tags: TIFF 6.0, BigTIFF, OGC 19-008r4 (GeoTIFF 1.1).
+finds the grid that the tags tell, later files with the same GeoKeys, byte by byte, have that CRS, and GDAL need not
+build it again. Tags: TIFF 6.0, BigTIFF, OGC 19-008r4 (GeoTIFF 1.1).
 """
 
 from __future__ import annotations

@@ -150,7 +150,8 @@ def _encode_image(job: Job, row: int, loaded: _Loaded) -> _Patch:
     padded[: len(series)] = series
     dates = days.astype(np.int64).astype("datetime64[D]")
     averages = [_average(average, series, dates, loaded.mask) for average in job.averages]
-    return _Patch([job.spec.codec.encode_parts(padded)], averages, raster.origin, tuple(tally_bands(series, raster.nodata)))
+    bands = tuple(tally_bands(series, raster.nodata))
+    return _Patch([job.spec.codec.encode_parts(padded)], averages, raster.origin, bands)
 
 
 def _average(
