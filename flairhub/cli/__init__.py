@@ -16,6 +16,7 @@ _COMMANDS = {
     "ingest": "Convert FLAIR-HUB files to a Zarr cube.",
     "train": "Train, predict and score as the configuration's tasks say.",
     "evaluate": "Score predictions that exist.",
+    "report": "Show the scores of a run as one HTML file.",
     "zonal": "Map a zone (whole rasters) with a model.",
     "check": "Look at a zonal configuration before running it.",
     "cube": "Look at a cube.",

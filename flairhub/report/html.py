@@ -1,0 +1,222 @@
+"""A run as one HTML file that needs nothing else: no network, no scripts, no other files."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import os
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flairhub import __version__
+from flairhub.errors import DataError, FlairhubError
+from flairhub.report.baselines import find_baseline
+from flairhub.report.confusion import save_confusion
+from flairhub.report.curves import save_curves
+from flairhub.report.examples import example_rows
+from flairhub.report.panels import save_panels
+from flairhub.report.run_facts import RunFacts, read_run
+from flairhub.tasks import Task
+
+if TYPE_CHECKING:
+    from flairhub.cube import Cube
+
+logger = logging.getLogger(__name__)
+
+N_EXAMPLES = 3
+_PACKAGES = ("torch", "lightning", "segmentation-models-pytorch", "timm", "zarr", "numpy", "rasterio")
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """Scores of one class, as fractions; None where undefined.
+
+    Attributes:
+        name: Class name.
+        colour: CSS colour.
+        iou, f_score, precision, recall: Scores.
+        interval: Ends of the IoU's interval.
+        share: Share of the true pixels that count.
+    """
+
+    name: str
+    colour: str
+    iou: float | None
+    f_score: float | None
+    precision: float | None
+    recall: float | None
+    interval: Sequence[float] | None
+    share: float
+
+
+def write_html(run: str | Path, *, cube: str | Path | Cube | None = None, output: str | Path | None = None) -> Path:
+    """Write the report of a run.
+
+    Args:
+        run: Folder of a run with scores.
+        cube: Where patches for the pictures are; without it the configuration's. The report has no pictures of
+            patches when there is none, and says why.
+        output: The file; without it `report.html` in the run's folder.
+
+    Returns:
+        The written file.
+
+    Raises:
+        DataError: The folder holds no scores, or the file cannot be written.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    facts = read_run(run)
+    target = Path(output) if output is not None else facts.folder / "report.html"
+    environment = Environment(
+        loader=PackageLoader("flairhub.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {"percent": _percent, "span": _span}
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = Path(folder)
+        text = environment.get_template("report.html").render(
+            name=facts.config.paths.out_model_name,
+            inputs=facts.config.modalities.active,
+            arch=facts.config.models.monotemp_model.arch if _has_images(facts) else None,
+            metrics=facts.metrics,
+            tasks=[_task_section(facts, task, cube, pictures) for task in facts.tasks],
+            curves=_curves(facts, pictures),
+            best=max(facts.history, key=lambda entry: entry["val_miou"], default=None),
+            epochs=len(facts.history),
+            config_text=facts.config_text,
+            versions=_versions(facts),
+        )
+    partial = target.with_name(target.name + ".partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, target)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise DataError(f"{target}: cannot be written: {error}") from error
+    return target
+
+
+def _has_images(facts: RunFacts) -> bool:
+    return any(not name.endswith("_TS") for name in facts.config.modalities.active)
+
+
+def _task_section(facts: RunFacts, task: Task, cube: str | Path | Cube | None, folder: Path) -> dict[str, Any]:
+    entry = facts.metrics["tasks"][task.label]
+    inputs = facts.config.modalities.active
+    examples, reason = _examples(facts, task, cube, folder)
+    matrix = facts.matrices[task.label]
+    return {
+        "task": task,
+        "entry": entry,
+        "published": dict(zip(entry["published"]["Avg_metrics_name"], entry["published"]["Avg_metrics"], strict=True)),
+        "baseline": find_baseline(task.label, inputs),
+        "rows": class_rows(entry, task),
+        "confusion": _embedded(save_confusion(folder / f"{task.label}.png", matrix, task.names))
+        if matrix.any()
+        else None,
+        "examples": examples,
+        "no_examples": reason,
+        "domains": [
+            {"name": name, **domain, "published": domain["published"]["Avg_metrics"]}
+            for name, domain in entry["domains"].items()
+        ],
+    }
+
+
+def class_rows(entry: Mapping[str, Any], task: Task) -> list[ClassRow]:
+    """Return the scores of a task's classes, the best IoU first, undefined ones last."""
+    colours = {row.name: "#{:02x}{:02x}{:02x}".format(*row.colour) for row in task.classes}
+    scores = entry["strict"]["per_class"]
+    total = sum(row["support_px"] for row in scores.values())
+    rows = [
+        ClassRow(
+            name,
+            colours[name],
+            row["iou"],
+            row["f_score"],
+            row["precision"],
+            row["recall"],
+            entry["intervals"]["per_class_iou"].get(name),
+            row["support_px"] / total if total else 0.0,
+        )
+        for name, row in scores.items()
+    ]
+    return sorted(rows, key=lambda row: (row.iou is None, -(row.iou or 0.0)))
+
+
+def _curves(facts: RunFacts, folder: Path) -> str | None:
+    if not facts.history:
+        return None
+    names = ("train_loss", "val_loss", "val_miou")
+    values = {name: [_number(entry.get(name)) for entry in facts.history] for name in names}
+    return _embedded(save_curves(folder / "curves.png", values))
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _examples(
+    facts: RunFacts, task: Task, cube: str | Path | Cube | None, folder: Path
+) -> tuple[list[dict[str, str]], str]:
+    """Pictures of the best and the worst patches, or why there are none."""
+    from flairhub.cube import Cube, open_cube
+
+    ranked = sorted(facts.patches[task.label], key=lambda patch: (-patch.accuracy, patch.patch_id))
+    place = cube if cube is not None else facts.config.paths.cube
+    predictions = facts.folder / "predictions" / task.label
+    if not ranked:
+        return [], "no patch has a pixel that counts."
+    if place is None:
+        return [], "the configuration names no cube: pass --cube."
+    if not predictions.is_dir():
+        return [], "the run kept no predictions (tasks.write_files)."
+    count = min(N_EXAMPLES, (len(ranked) + 1) // 2)
+    groups = {"Best patches": ranked[:count], "Worst patches": ranked[-count:][::-1]}
+    try:
+        opened = place if isinstance(place, Cube) else open_cube(place)
+        found = []
+        for title, patches in groups.items():
+            ids = [patch.patch_id for patch in patches]
+            rows = example_rows(opened, ids, facts.config.modalities.active, task, predictions)
+            picture = save_panels(folder / f"{task.label}_{title[:4]}.png", rows, task)
+            found.append({"title": title, "picture": _embedded(picture), "alt": f"{title}: {', '.join(ids)}"})
+    except FlairhubError as error:
+        logger.warning("no pictures of patches: %s", error)
+        return [], str(error)
+    return found, ""
+
+
+def _embedded(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def _versions(facts: RunFacts) -> dict[str, str]:
+    found = {
+        "flairhub, scores": str(facts.metrics.get("flairhub_version", "unknown")),
+        "flairhub, this report": __version__,
+        "configuration sha256": str(facts.metrics.get("config_sha256", "unknown")),
+        "Python": platform.python_version(),
+    }
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _percent(value: float | None, scale: float = 100.0) -> str:
+    return "–" if value is None or np.isnan(value) else f"{scale * value:.1f}"
+
+
+def _span(ends: Sequence[float] | None) -> str:
+    return "–" if ends is None else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
