@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from flairhub.inference import ZonalResult
 
 
@@ -49,10 +51,30 @@ def command(
         result = run_zonal(
             config, overwrite=overwrite, resume=resume, workers=workers, scheduler=scheduler, progress=progress
         )
-    _show(result)
+    pictures = _draw(result) if config.write_quicklook and config.output_type == "argmax" else []
+    _show(result, pictures)
 
 
-def _show(result: ZonalResult) -> None:
+def _draw(result: ZonalResult) -> list[Path]:
+    """Draw a picture beside every map."""
+    import rasterio
+
+    from flairhub.report import save_quicklook
+
+    pictures = []
+    for file in result.maps:
+        with rasterio.open(file.path, driver="GTiff") as dataset:
+            # The overviews are majorities: a thinned map keeps its classes' shares.
+            step = max(1, -(-max(dataset.shape) // 1600))
+            shape = tuple(-(-length // step) for length in dataset.shape)
+            classes = dataset.read(1, out_shape=shape)
+            gsd_m = dataset.transform.a * dataset.width / shape[1]
+        path = file.path.with_suffix(".png")
+        pictures.append(save_quicklook(path, classes, file.classes, gsd_m=gsd_m, title=file.path.stem))
+    return pictures
+
+
+def _show(result: ZonalResult, pictures: list[Path]) -> None:
     from rich.table import Table
 
     from flairhub.cli.console import console
@@ -72,6 +94,6 @@ def _show(result: ZonalResult) -> None:
         + f", {result.recompute_factor:.2f} pixels computed per pixel, no data {result.nodata_share:.1%}, "
         f"{result.seconds:.1f} s"
     )
-    paths = [file.path for file in result.maps] + ([result.tiles] if result.tiles else [])
+    paths = [file.path for file in result.maps] + ([result.tiles] if result.tiles else []) + [*result.extras, *pictures]
     for path in paths:
         console.print(str(path), soft_wrap=True, highlight=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import create_model
+from pydantic import Field, create_model
 
 from flairhub.config.base import (
     AverageChoice,
@@ -159,6 +159,18 @@ class ZonalConfig(Section):
     threads: Count | None = None
     scheduler: OptionalText = None
     overwrite: Flag = False
+
+    overlap: Literal["crop", "blend"] = "crop"
+    precision: Literal["float32", "bf16"] = "float32"
+    flips: Flag = False
+    missing: Literal["nodata", "drop"] = "nodata"
+
+    write_confidence: Flag = False
+    write_polygons: Literal[False, "gpkg", "parquet"] = False
+    polygon_min_area_m2: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    write_stac: Flag = False
+    write_quicklook: Flag = False
+    class_language: Literal["en", "fr"] = "en"
 
     @property
     def is_bundle(self) -> bool:

@@ -1,13 +1,17 @@
 """Zonal inference: windows, lazy prediction over dask, maps on disk."""
 
 from flairhub.inference.configured import open_zone, run_zonal, zone_model
+from flairhub.inference.extras import Extras
+from flairhub.inference.forward import Style
 from flairhub.inference.lazy import predict_zone
 from flairhub.inference.run import MapFile, ZonalResult, write_zone
 from flairhub.inference.zone import RasterRequest, Zone, build_zone
 
 __all__ = [
+    "Extras",
     "MapFile",
     "RasterRequest",
+    "Style",
     "ZonalResult",
     "Zone",
     "build_zone",

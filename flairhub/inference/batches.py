@@ -67,7 +67,9 @@ def _read(
     return read_region(source, own_rows, own_cols)
 
 
-def valid_region(zone: Zone, pixels: BlockPixels, rows: tuple[int, int], cols: tuple[int, int]) -> NDArray[np.bool_]:
+def valid_region(
+    zone: Zone, pixels: BlockPixels, rows: tuple[int, int], cols: tuple[int, int], any_input: bool = False
+) -> NDArray[np.bool_]:
     """Return where every modality has data, on the finest grid.
 
     Args:
@@ -75,18 +77,22 @@ def valid_region(zone: Zone, pixels: BlockPixels, rows: tuple[int, int], cols: t
         pixels: The block.
         rows: First row and one past the last, finest pixels inside the block.
         cols: Likewise for columns.
+        any_input: Where at least one modality has data, instead of all.
 
     Returns:
         (y, x) bool.
     """
-    result = np.ones((rows[1] - rows[0], cols[1] - cols[0]), dtype=bool)
+    result = np.full((rows[1] - rows[0], cols[1] - cols[0]), not any_input, dtype=bool)
+    if any_input and any(valid is None for valid in pixels.valid.values()):
+        return ~result
     part = (
         slice(rows[0] - pixels.top, rows[1] - pixels.top),
         slice(cols[0] - pixels.left, cols[1] - pixels.left),
     )
     for name, valid in pixels.valid.items():
         if valid is not None:
-            result &= to_finest(valid, zone.sources[name].ratio)[part]
+            own = to_finest(valid, zone.sources[name].ratio)[part]
+            result = result | own if any_input else result & own
     return result
 
 
@@ -127,6 +133,9 @@ def make_batch(
         valid = pixels.valid[name]
         if valid is not None:
             good = torch.from_numpy(np.stack([valid[_cut(zone, pixels, name, start)[1:]] for start in starts]))
+            if name in prepared.masks:
+                # A series that is nowhere in the window is dropped, as in training.
+                prepared.masks[name] &= good.flatten(1).any(dim=1).to(device)[:, None]
             extra = (1,) * (values.ndim - 3)
             values = values.masked_fill(~good.view(len(starts), *extra, *good.shape[-2:]).to(device), 0.0)
         if not zone.sources[name].is_integer:

@@ -6,22 +6,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice, product
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from flairhub.errors import UsageError, ZoneError
 from flairhub.inference.batches import BlockPixels, make_batch, read_block, valid_region
+from flairhub.inference.blend import touching, weights_of
+from flairhub.inference.forward import PLAIN, Output, Style, read_probabilities, window_outputs
 from flairhub.inference.network import LoadedNetwork, ModelRef, load
 from flairhub.inference.resample import Taps, output_length, resample, taps
 from flairhub.inference.windows import AxisWindows, block_edges
 from flairhub.inference.zone import Zone
 from flairhub.tasks import IGNORE_INDEX
 from flairhub.timeseries import SeriesPreparation, check_channels
-
-Output = Literal["class", "confidence", "probabilities", "scaled"]
 
 OUTPUTS: tuple[Output, ...] = ("class", "confidence", "probabilities", "scaled")
 """`class` uint8; `confidence` = highest probability and `probabilities` float32; `scaled` = uint8
@@ -47,6 +46,7 @@ class MapPlan:
         col_edges: Block edges along x.
         batch_size: Windows per call of the network.
         tasks: (name, number of classes) of what is predicted.
+        style: Blending, precision, flips, missing inputs.
     """
 
     zone: Zone
@@ -57,6 +57,7 @@ class MapPlan:
     col_edges: tuple[int, ...]
     batch_size: int
     tasks: tuple[tuple[str, int], ...]
+    style: Style = PLAIN
 
     @property
     def n_blocks(self) -> tuple[int, int]:
@@ -84,7 +85,13 @@ class MapPlan:
         return (self.row_edges[row], self.row_edges[row + 1]), (self.col_edges[col], self.col_edges[col + 1])
 
 
-def plan_map(zone: Zone, model: ModelRef, block_px: int | None = None, batch_size: int | None = None) -> MapPlan:
+def plan_map(
+    zone: Zone,
+    model: ModelRef,
+    block_px: int | None = None,
+    batch_size: int | None = None,
+    style: Style = PLAIN,
+) -> MapPlan:
     """Lay windows and blocks over a zone and check that the model can read it.
 
     Args:
@@ -92,6 +99,7 @@ def plan_map(zone: Zone, model: ModelRef, block_px: int | None = None, batch_siz
         model: What the network takes and predicts.
         block_px: Largest block in output pixels; None = 2048, or less where that is more than 256 MB of pixels.
         batch_size: Windows per call of the network; None = the zone's.
+        style: Blending, precision, flips, missing inputs.
 
     Raises:
         ZoneError: The zone lacks an input of the model, or its bands do not fit.
@@ -103,21 +111,21 @@ def plan_map(zone: Zone, model: ModelRef, block_px: int | None = None, batch_siz
     size = zone.batch_size if batch_size is None else batch_size
     if size < 1:
         raise UsageError(f"batch_size: got {size}, expected at least 1.")
-    block = default_block(zone, model, rows.step) if block_px is None else block_px
+    block = default_block(zone, model, rows.step, style) if block_px is None else block_px
     row_edges = block_edges(output_length(rows.length, ratio), block, ratio, rows)
     col_edges = block_edges(output_length(cols.length, ratio), block, ratio, cols)
     names = tuple((task.label, task.n_classes) for task in model.tasks)
-    return MapPlan(zone, rows, cols, ratio, row_edges, col_edges, size, names)
+    return MapPlan(zone, rows, cols, ratio, row_edges, col_edges, size, names, style)
 
 
-def default_block(zone: Zone, model: ModelRef, step: int) -> int:
+def default_block(zone: Zone, model: ModelRef, step: int, style: Style = PLAIN) -> int:
     """Return a block length in output pixels that bounds the memory of a block, at least one window's core."""
     sources = [zone.sources[name] for name in model.preparations]
     per_px = sum(
         source.n_bands * max(source.n_dates, 1) * np.dtype(source.dtype).itemsize / float(source.ratio) ** 2
         for source in sources
     )
-    if zone.ratio != 1:
+    if zone.ratio != 1 or style.blend:
         per_px += 4 * sum(task.n_classes for task in model.tasks)
     fine = max(int((BLOCK_BYTES / per_px) ** 0.5), step)
     return min(MAX_BLOCK_PX, max(1, int(fine / zone.ratio)))
@@ -187,27 +195,57 @@ def _predict_fine(
     plan: MapPlan, model: ModelRef, rows: tuple[int, int], cols: tuple[int, int], outputs: Sequence[Output]
 ) -> tuple[dict[tuple[str, Output], NDArray[Any]], NDArray[np.bool_]]:
     zone, shape = plan.zone, (rows[1] - rows[0], cols[1] - cols[0])
-    row_windows, col_windows = plan.rows.covering(*rows), plan.cols.covering(*cols)
+    find = touching if plan.style.blend else AxisWindows.covering
+    row_windows, col_windows = find(plan.rows, *rows), find(plan.cols, *cols)
     region = _reach(plan.rows, row_windows), _reach(plan.cols, col_windows)
     pixels = read_block(zone, model.preparations, *region)
-    valid = valid_region(zone, pixels, rows, cols)
+    valid = valid_region(zone, pixels, rows, cols, plan.style.drop_missing)
+    parts = (_Part.of(plan, window, rows, cols) for window in product(row_windows, col_windows))
+    needed = (part for part in parts if valid[part.target].any())
+    run = _Run(plan, model, load(model), pixels)
+    if plan.style.blend:
+        sums, weight = _blended(run, needed, shape)
+        valid &= weight > 0
+        probabilities = {task: values / np.where(weight > 0, weight, np.float32(1)) for task, values in sums.items()}
+        return {
+            (task, output): read_probabilities(values, output)
+            for task, values in probabilities.items()
+            for output in outputs
+        }, valid
     values = {
         (task, output): np.zeros((shape if output in ("class", "confidence") else (n, *shape)), dtype=DTYPES[output])
         for task, n in plan.tasks
         for output in outputs
     }
-    parts = (_Part.of(plan, window, rows, cols) for window in product(row_windows, col_windows))
-    needed = (part for part in parts if valid[part.target].any())
-    network = load(model)
     for batch in _batched(needed, plan.batch_size):
-        _predict_batch(plan, model, network, pixels, batch, values, valid)
+        _predict_cores(run, batch, values, valid)
     return values, valid
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all batches of a block share."""
+
+    plan: MapPlan
+    model: ModelRef
+    network: LoadedNetwork
+    pixels: BlockPixels
+
+    def predict(
+        self, parts: list[_Part], outputs: Sequence[Output], crop: tuple[slice, slice]
+    ) -> tuple[dict[tuple[str, Output], NDArray[Any]], NDArray[np.bool_]]:
+        """Outputs of the windows of `parts`, and which of them had data."""
+        plan, starts = self.plan, [part.start for part in parts]
+        batch, has_data = make_batch(plan.zone, self.pixels, self.model.preparations, starts, self.network.device)
+        size = (plan.rows.window, plan.cols.window)
+        return window_outputs(self.network, batch, size, plan.tasks, outputs, plan.style, crop), has_data
 
 
 @dataclass(frozen=True)
 class _Part:
     """A window of a block: where it starts, what of it is used, and where that goes."""
 
+    window: tuple[int, int]
     start: tuple[int, int]
     source: tuple[slice, slice]
     target: tuple[slice, slice]
@@ -215,14 +253,15 @@ class _Part:
     @classmethod
     def of(cls, plan: MapPlan, window: tuple[int, int], rows: tuple[int, int], cols: tuple[int, int]) -> _Part:
         (y, source_y, target_y), (x, source_x, target_x) = (
-            _share(axis, index, *span)
+            _share(axis, index, *span, plan.style.blend)
             for axis, index, span in zip((plan.rows, plan.cols), window, (rows, cols), strict=True)
         )
-        return cls((y, x), (source_y, source_x), (target_y, target_x))
+        return cls(window, (y, x), (source_y, source_x), (target_y, target_x))
 
 
-def _share(axis: AxisWindows, index: int, first: int, last: int) -> tuple[int, slice, slice]:
-    start, (low, high) = axis.start(index), axis.core(index)
+def _share(axis: AxisWindows, index: int, first: int, last: int, whole: bool) -> tuple[int, slice, slice]:
+    start = axis.start(index)
+    low, high = (start, start + axis.window) if whole else axis.core(index)
     low, high = max(low, first), min(high, last)
     return start, slice(low - start, high - start), slice(low - first, high - first)
 
@@ -237,42 +276,54 @@ def _batched(parts: Iterable[_Part], size: int) -> Iterator[list[_Part]]:
         yield batch
 
 
-def _predict_batch(
-    plan: MapPlan,
-    model: ModelRef,
-    network: LoadedNetwork,
-    pixels: BlockPixels,
-    parts: list[_Part],
-    values: dict[tuple[str, Output], NDArray[Any]],
-    valid: NDArray[np.bool_],
+def _predict_cores(
+    run: _Run, parts: list[_Part], values: dict[tuple[str, Output], NDArray[Any]], valid: NDArray[np.bool_]
 ) -> None:
-    batch, has_data = make_batch(plan.zone, pixels, model.preparations, [part.start for part in parts], network.device)
-    size = (plan.rows.window, plan.cols.window)
-    with network.lock, torch.inference_mode():
-        logits = network.network(batch.inputs, batch.dates or None, batch.masks or None, size=size).logits
-        wanted = {key: _read_out(_logits_of(logits, key[0], plan), key[1]).cpu().numpy() for key in values}
+    """Fill in the cores of some windows."""
+    rows, cols = run.plan.rows, run.plan.cols
+    core = slice(rows.crop, rows.crop + rows.step), slice(cols.crop, cols.crop + cols.step)
+    outputs = tuple(dict.fromkeys(output for _, output in values))
+    found, has_data = run.predict(parts, outputs, core)
     for key, array in values.items():
-        for part, window in zip(parts, wanted[key], strict=True):
-            array[..., part.target[0], part.target[1]] = window[..., part.source[0], part.source[1]]
+        for part, window in zip(parts, found[key], strict=True):
+            y, x = _shifted(part.source[0], rows.crop), _shifted(part.source[1], cols.crop)
+            array[..., part.target[0], part.target[1]] = window[..., y, x]
     for part in (part for part, data in zip(parts, has_data, strict=True) if not data):
         valid[part.target] = False
 
 
-def _logits_of(logits: Any, task: str, plan: MapPlan) -> torch.Tensor:
-    expected = dict(plan.tasks)[task]
-    if task not in logits or logits[task].shape[1] != expected:
-        found = "none" if task not in logits else f"{logits[task].shape[1]} classes"
-        raise ZoneError(f"the network gives {found} for task {task}, expected {expected} classes.")
-    return logits[task].float()
+def _shifted(span: slice, by: int) -> slice:
+    return slice(span.start - by, span.stop - by)
 
 
-def _read_out(logits: torch.Tensor, output: Output) -> torch.Tensor:
-    if output == "class":
-        return logits.argmax(dim=1).to(torch.uint8)
-    probabilities = logits.softmax(dim=1)
-    if output == "confidence":
-        return probabilities.amax(dim=1)
-    return probabilities if output == "probabilities" else (probabilities * 255).round().to(torch.uint8)
+def _blended(
+    run: _Run, needed: Iterable[_Part], shape: tuple[int, int]
+) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.float32]]:
+    """Weighted sums of probabilities, (class, y, x) by task, and of weights, (y, x).
+
+    Windows come in the order of their rows and columns, so a pixel's sum has the same bits in every block.
+    """
+    plan, everything = run.plan, (slice(None), slice(None))
+    sums = {task: np.zeros((n, *shape), dtype=np.float32) for task, n in plan.tasks}
+    total = np.zeros(shape, dtype=np.float32)
+    for parts in _batched(needed, plan.batch_size):
+        found, has_data = run.predict(parts, ("probabilities",), everything)
+        for number, part in enumerate(parts):
+            if not has_data[number]:
+                continue
+            weight = np.multiply.outer(
+                *(
+                    weights_of(axis, index, start + source.start, start + source.stop)
+                    for axis, index, start, source in zip(
+                        (plan.rows, plan.cols), part.window, part.start, part.source, strict=True
+                    )
+                )
+            )
+            total[part.target] += weight
+            for task, array in sums.items():
+                window = found[task, "probabilities"][number]
+                array[:, part.target[0], part.target[1]] += window[:, part.source[0], part.source[1]] * weight
+    return sums, total
 
 
 def _resampled(
@@ -287,10 +338,5 @@ def _resampled(
     for (task, _), probabilities in fine.items():
         means, valid = resample(probabilities, fine_valid, rows, cols)
         for output in outputs:
-            if output == "class":
-                values[task, output] = means.argmax(axis=0).astype(np.uint8)
-            elif output == "confidence":
-                values[task, output] = means.max(axis=0)
-            else:
-                values[task, output] = means if output == "probabilities" else np.rint(means * 255).astype(np.uint8)
+            values[task, output] = read_probabilities(means, output)
     return values, valid

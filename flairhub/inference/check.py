@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from flairhub.config import ZonalConfig
 from flairhub.errors import ConfigError, FlairhubError
 from flairhub.inference.block import MapPlan, plan_map
-from flairhub.inference.configured import open_zone, zone_model
+from flairhub.inference.configured import extras_of, open_zone, style_of, zone_model
 from flairhub.inference.network import ModelRef
 from flairhub.inference.outputs import stored_bands
 from flairhub.inference.rasters import RasterSource, read_region, valid_pixels
@@ -91,9 +91,10 @@ def check_zonal(config: ZonalConfig) -> CheckReport:
     ref = _collect(report, lambda: zone_model(config, zone))
     if ref is None:
         return report
-    plan = _collect(report, lambda: plan_map(zone, ref, config.block_px, config.batch_size))
+    plan = _collect(report, lambda: plan_map(zone, ref, config.block_px, config.batch_size, style_of(config)))
     if plan is None:
         return report
+    _collect(report, lambda: extras_of(config))
     for name, preparation in ref.preparations.items():
         _look_at(report, zone, name, preparation)
     _cost_facts(report, plan, ref, config)

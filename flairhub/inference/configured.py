@@ -15,6 +15,8 @@ from flairhub.config import (
     with_bundle,
 )
 from flairhub.errors import ConfigError, UsageError, WeightsError, ZoneError
+from flairhub.inference.extras import Extras
+from flairhub.inference.forward import Style
 from flairhub.inference.network import ModelRef, bundle_ref, choose_device, published_ref
 from flairhub.inference.outputs import map_name
 from flairhub.inference.run import ZonalResult, check_absent, write_zone
@@ -126,6 +128,7 @@ def run_zonal(
         # Before any file is opened; the tasks of a bundle are checked again once they are known.
         tasks = [task.name for task in config.active_tasks]
         check_absent(folder, [map_name(name, task, config.output_type) for task in tasks])
+    extras_of(config)
     zone = open_zone(config)
     ref = zone_model(config, zone)
     if config.threads is not None:
@@ -148,8 +151,35 @@ def run_zonal(
         scheduler=scheduler or config.scheduler,
         config_yaml=resolved_yaml(config),
         config_hash=config_hash(config),
+        style=style_of(config),
+        extras=extras_of(config),
         progress=progress,
     )
+
+
+def style_of(config: ZonalConfig) -> Style:
+    """Return how the configuration wants windows to become a map."""
+    return Style(config.overlap == "blend", config.precision == "bf16", config.flips, config.missing == "drop")
+
+
+def extras_of(config: ZonalConfig) -> Extras:
+    """Return the files that the configuration wants beside the maps.
+
+    Raises:
+        ConfigError: One of them cannot be written.
+    """
+    extras = Extras(
+        confidence=config.write_confidence,
+        polygons=config.write_polygons or None,
+        min_area_m2=config.polygon_min_area_m2,
+        stac=config.write_stac,
+        language=config.class_language,
+    )
+    try:
+        extras.check(config.output_type)
+    except UsageError as error:
+        raise ConfigError("zonal configuration", [str(error)]) from None
+    return extras
 
 
 def _loaded(config: ZonalConfig | str | Path) -> ZonalConfig:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from flairhub.errors import UsageError
 from flairhub.geo import GeoBox
-from flairhub.inference.block import DTYPES, OUTPUTS, MapPlan, Output, plan_map, predict_block
+from flairhub.inference.block import DTYPES, OUTPUTS, MapPlan, plan_map, predict_block
+from flairhub.inference.forward import PLAIN, Output, Style
 from flairhub.inference.network import ModelRef, model_ref
 from flairhub.inference.rasters import RasterSource, read_region
 from flairhub.inference.zone import Zone, with_sizes
@@ -38,6 +39,7 @@ def predict_zone(
     margin_px: int | None = None,
     output_px_m: float | None = None,
     device: str | None = None,
+    style: Style = PLAIN,
 ) -> xr.Dataset:
     """Map a model over a zone, lazily: computing a slice reads and predicts only the blocks it touches.
 
@@ -55,6 +57,7 @@ def predict_zone(
         margin_px: Margin in finest pixels, instead of the configured one.
         output_px_m: Pixel of the maps in metres, instead of the configured one.
         device: torch device; default: the CPU for a path, the model's own for a loaded one.
+        style: Blending, precision, flips, missing inputs.
 
     Returns:
         Dataset on the output grid with coordinates `x`, `y` (pixel centres), `spatial_ref` and, with probabilities,
@@ -73,7 +76,7 @@ def predict_zone(
     if tasks is not None:
         ref = ref.select_tasks(tuple(tasks))
     zone = with_sizes(zone, window_px, margin_px, output_px_m)
-    plan = plan_map(zone, ref, block_px, batch_size)
+    plan = plan_map(zone, ref, block_px, batch_size, style)
     wanted = tuple(dict.fromkeys(outputs))
     chunks = tuple(tuple(np.diff(edges).tolist()) for edges in (plan.row_edges, plan.col_edges))
     # One task per block makes all outputs together; what the arrays hold is picked from its result.

@@ -6,24 +6,26 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from xml.sax.saxutils import escape
 
 import numpy as np
 import rasterio
 import rasterio.shutil
-from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
 from rasterio.windows import Window
 
 from flairhub.errors import ZoneError
 from flairhub.geo import GeoBox, same_crs
-from flairhub.inference.block import MapPlan
 from flairhub.inference.work import BlockStore
 from flairhub.progress import Progress, silent
 from flairhub.tasks import IGNORE_INDEX, Task
 
 OutputType = Literal["argmax", "class_prob"]
+Layer = Literal["argmax", "class_prob", "confidence"]
+Language = Literal["en", "fr"]
+
+CONFIDENCE_SCALE = 254
+"""Confidence is stored as round(254 x probability), so that 255 is free for no data."""
 
 _PIECE_PX = 2048
 """Pixels that are written and compared in one go, along y and x: whole tiles."""
@@ -36,22 +38,30 @@ class MapSpec:
     Attributes:
         task: What it shows.
         output_type: `argmax`: one band of classes, 255 = no data. `class_prob`: one band per class,
-            round(255 x probability), a validity mask inside the file.
+            round(255 x probability), a validity mask inside the file. `confidence`: one band,
+            round(254 x highest probability), 255 = no data.
         geobox: Its grid.
         tags: Dataset tags.
         cog: Cloud-optimised with overviews; otherwise a tiled GeoTIFF.
+        language: Of the class names.
     """
 
     task: Task
-    output_type: OutputType
+    output_type: Layer
     geobox: GeoBox
     tags: Mapping[str, str]
     cog: bool
+    language: Language = "en"
 
     @property
     def n_bands(self) -> int:
         """Bands of the raster."""
-        return 1 if self.output_type == "argmax" else self.task.n_classes
+        return self.task.n_classes if self.output_type == "class_prob" else 1
+
+    @property
+    def array(self) -> str:
+        """Array of the block store."""
+        return confidence_array(self.task.label) if self.output_type == "confidence" else self.task.label
 
     @property
     def tile_px(self) -> int:
@@ -59,9 +69,19 @@ class MapSpec:
         return 512 if max(self.geobox.height, self.geobox.width) > 1024 else 256
 
 
-def map_name(output_name: str, task: str, output_type: OutputType) -> str:
+def map_name(output_name: str, task: str, output_type: Layer) -> str:
     """File name of a map: `<output_name>_<task>_<output_type>.tif`."""
     return f"{output_name}_{task}_{output_type}.tif"
+
+
+def confidence_array(task: str) -> str:
+    """Array of the block store that holds a task's confidence."""
+    return f"{task}_confidence"
+
+
+def class_names(task: Task, language: Language) -> list[str]:
+    """Class names in index order."""
+    return [row.name_fr if language == "fr" else row.name for row in task.classes]
 
 
 def stored_bands(task: Task, output_type: OutputType) -> int:
@@ -118,32 +138,36 @@ def _write_tiled(spec: MapSpec, store: BlockStore, path: Path, progress: Progres
         "alpha": "NO",
         "bigtiff": "IF_SAFER",
     }
-    if spec.output_type == "argmax":
+    if spec.output_type != "class_prob":
         profile["nodata"] = IGNORE_INDEX
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "w", **profile) as dataset:
         dataset.update_tags(**spec.tags)
         _describe(spec, dataset)
         pieces = list(_pieces(spec.geobox))
         for done, (rows, cols) in enumerate(pieces, start=1):
-            values = store.read(spec.task.label, rows, cols)
+            values = store.read(spec.array, rows, cols)
             window = Window(cols[0], rows[0], cols[1] - cols[0], rows[1] - rows[0])
             dataset.write(values[: spec.n_bands], window=window)
             if spec.output_type == "class_prob":
                 dataset.write_mask(values[-1], window=window)
-            progress(f"write {spec.task.label}", done, len(pieces))
+            progress(f"write {spec.array}", done, len(pieces))
 
 
 def _describe(spec: MapSpec, dataset: Any) -> None:
-    classes = spec.task.classes
+    classes, names = spec.task.classes, class_names(spec.task, spec.language)
+    if spec.output_type == "confidence":
+        dataset.scales = (1 / CONFIDENCE_SCALE,)
+        dataset.set_band_description(1, "confidence")
+        return
     if spec.output_type == "argmax":
         colours = {row.index: (*row.colour, 255) for row in classes}
         dataset.write_colormap(1, {**colours, IGNORE_INDEX: (0, 0, 0, 0)})
         dataset.set_band_description(1, spec.task.label)
-        dataset.update_tags(1, **{f"CLASS_{row.index}": row.name for row in classes})
+        dataset.update_tags(1, **{f"CLASS_{index}": name for index, name in enumerate(names)})
         return
     dataset.colorinterp = [ColorInterp.gray, *([ColorInterp.undefined] * (spec.n_bands - 1))]
-    for band, row in enumerate(classes, start=1):
-        dataset.set_band_description(band, row.name)
+    for band, name in enumerate(names, start=1):
+        dataset.set_band_description(band, name)
 
 
 def _pieces(box: GeoBox) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
@@ -161,69 +185,14 @@ def _compare(spec: MapSpec, store: BlockStore, path: Path, progress: Progress) -
             found = dataset.read(window=window)
             if spec.output_type == "class_prob":
                 found = np.concatenate([found, dataset.dataset_mask(window=window)[None]])
-            if not np.array_equal(found, store.read(spec.task.label, rows, cols)):
+            if not np.array_equal(found, store.read(spec.array, rows, cols)):
                 raise ZoneError(f"{path}: pixels at {window} differ from what was written. The disk may be failing.")
-            progress(f"check {spec.task.label}", done, len(pieces))
+            progress(f"check {spec.array}", done, len(pieces))
 
 
 def _compare_header(spec: MapSpec, dataset: Any, path: Path) -> None:
-    nodata = IGNORE_INDEX if spec.output_type == "argmax" else None
+    nodata = None if spec.output_type == "class_prob" else IGNORE_INDEX
     wanted = (spec.geobox.height, spec.geobox.width, spec.n_bands, nodata)
     found = (dataset.height, dataset.width, dataset.count, dataset.nodata)
     if wanted != found or not same_crs(dataset.crs.to_wkt() if dataset.crs else "", spec.geobox.crs_wkt):
         raise ZoneError(f"{path}: height, width, bands, nodata are {found}, expected {wanted}. The write failed.")
-
-
-def category_xml(task: Task) -> str:
-    """Return GDAL's sidecar (`.aux.xml`) with the class names of a map."""
-    names = "".join(f"      <Category>{escape(row.name)}</Category>\n" for row in task.classes)
-    return (
-        '<PAMDataset>\n  <PAMRasterBand band="1">\n    <CategoryNames>\n'
-        f"{names}    </CategoryNames>\n  </PAMRasterBand>\n</PAMDataset>\n"
-    )
-
-
-def write_tiles(plan: MapPlan, path: Path) -> None:
-    """Write the footprints of all windows as a GeoPackage.
-
-    Columns: `window_row`, `window_col`; `row`, `col`, `height`, `width` of the pixels the window writes (its geometry),
-    finest pixels; `read_row`, `read_col`, `read_px`: what it reads, halo included, may lie outside the zone.
-    """
-    import geopandas
-    import pyogrio
-    import shapely
-
-    rows = _axis_table(plan.rows)
-    cols = _axis_table(plan.cols)
-    row, col = (index.ravel() for index in np.meshgrid(range(len(rows)), range(len(cols)), indexing="ij"))
-    box = plan.zone.geobox
-    top, bottom, left, right = rows[row, 0], rows[row, 1], cols[col, 0], cols[col, 1]
-    geometry = shapely.box(
-        box.x_min + left * box.x_res,
-        box.y_max - bottom * box.y_res,
-        box.x_min + right * box.x_res,
-        box.y_max - top * box.y_res,
-    )
-    columns = {
-        "window_row": row,
-        "window_col": col,
-        "row": top,
-        "col": left,
-        "height": bottom - top,
-        "width": right - left,
-        "read_row": rows[row, 2],
-        "read_col": cols[col, 2],
-        "read_px": np.full(len(row), plan.rows.window),
-    }
-    frame = geopandas.GeoDataFrame(columns, geometry=geometry, crs=box.crs_wkt)
-    # A fixed time of change: the same run gives the same bytes.
-    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "2000-01-01T00:00:00.000Z"})
-    try:
-        frame.to_file(path, driver="GPKG", layer="tiles", engine="pyogrio")
-    finally:
-        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})
-
-
-def _axis_table(axis: Any) -> NDArray[np.int64]:
-    """(window, 3): first and last pixel written, first pixel read."""
-    return np.array([(*axis.core(index), axis.start(index)) for index in range(axis.count)], dtype=np.int64)

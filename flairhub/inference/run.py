@@ -8,10 +8,10 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,21 +19,25 @@ from flairhub import __version__
 from flairhub.errors import OutputExistsError
 from flairhub.inference.block import MapPlan, plan_map, predict_block
 from flairhub.inference.execute import job_executor, run_jobs
+from flairhub.inference.extras import NONE, Extras, write_task_polygons
+from flairhub.inference.forward import PLAIN, Output, Style
 from flairhub.inference.handles import close_all
 from flairhub.inference.network import ModelRef, model_ref
 from flairhub.inference.outputs import (
+    CONFIDENCE_SCALE,
+    Layer,
     MapSpec,
     OutputType,
-    category_xml,
+    confidence_array,
     map_name,
     stored_bands,
     write_map,
-    write_tiles,
 )
+from flairhub.inference.sidecars import category_xml, qgis_style, stac_item, write_tiles
 from flairhub.inference.work import Block, BlockRecord, BlockStore, Work, found_key, write_atomically
 from flairhub.inference.zone import Zone, source_facts
 from flairhub.progress import Progress, silent
-from flairhub.tasks import Task
+from flairhub.tasks import IGNORE_INDEX, Task
 
 if TYPE_CHECKING:
     from flairhub.models import Model
@@ -52,12 +56,14 @@ class MapFile:
         path: The GeoTIFF.
         size_bytes: Its size.
         shares: Share of the pixels with data, by class name; empty when there is no such pixel.
+        classes: Names and colours of its classes.
     """
 
     task: str
     path: Path
     size_bytes: int
     shares: Mapping[str, float]
+    classes: Task
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,7 @@ class ZonalResult:
         n_windows: Windows of the zone.
         recompute_factor: Pixels the network sees per pixel of the zone.
         seconds: Wall time of this run.
+        extras: Confidence rasters, polygons, STAC item, as asked for.
     """
 
     maps: tuple[MapFile, ...]
@@ -83,6 +90,7 @@ class ZonalResult:
     n_windows: int
     recompute_factor: float
     seconds: float
+    extras: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,7 @@ class _Target:
     tiles: bool
     config_yaml: str
     tags: Mapping[str, str]
+    extras: Extras
 
     @property
     def work_folder(self) -> Path:
@@ -111,8 +120,10 @@ class _Target:
         maps = [map_name(self.name, task.label, self.output_type) for task in tasks]
         extra = [f"{self.name}_tiles.gpkg"] if self.tiles else []
         extra += [f"{self.name}_config.yaml"] if self.config_yaml else []
+        extra += self.extras.names(self.name, tasks)
+        styles = [f"{name.removesuffix('.tif')}.qml" for name in maps] if self.output_type == "argmax" else []
         sidecars = [f"{name}.aux.xml" for name in maps] if self.output_type == "argmax" else []
-        return [*extra, *sidecars, *maps]
+        return [*extra, *styles, *sidecars, *maps]
 
 
 def write_zone(
@@ -132,6 +143,8 @@ def write_zone(
     scheduler: str | None = None,
     config_yaml: str = "",
     config_hash: str = "",
+    style: Style = PLAIN,
+    extras: Extras = NONE,
     progress: Progress | None = None,
 ) -> ZonalResult:
     """Map a zone to GeoTIFFs, one per task.
@@ -155,6 +168,8 @@ def write_zone(
         scheduler: None or `threads`, `processes`, or the address of a dask scheduler.
         config_yaml: Configuration to keep beside the maps.
         config_hash: For the tags.
+        style: Blending, precision, flips, missing inputs.
+        extras: Files beside the maps.
         progress: Told about finished blocks and pieces.
 
     Raises:
@@ -164,16 +179,20 @@ def write_zone(
     started = time.monotonic()
     report = progress or silent
     ref = model_ref(model)
-    plan = plan_map(zone, ref, block_px, batch_size)
+    plan = plan_map(zone, ref, block_px, batch_size, style)
     tags = {**_tags(zone, ref), **({"FLAIRHUB_CONFIG_SHA256": config_hash} if config_hash else {})}
-    target = _Target(Path(folder), name, output_type, cog, tiles, config_yaml, tags)
+    extras.check(output_type)
+    target = _Target(Path(folder), name, output_type, cog, tiles, config_yaml, tags, extras)
+    arrays = {task.label: stored_bands(task, output_type) for task in ref.tasks}
+    if extras.stores_confidence:
+        arrays |= {confidence_array(task.label): 1 for task in ref.tasks}
     store = BlockStore(
         str(target.work_folder / "blocks.zarr"),
         plan.row_edges,
         plan.col_edges,
-        {task.label: stored_bands(task, output_type) for task in ref.tasks},
+        arrays,
     )
-    key = _key(plan, ref, output_type)
+    key = _key(plan, ref, output_type, arrays)
     if not overwrite:
         check_absent(target.folder, target.files(ref.tasks), target.work_folder, key if resume else "")
     with Work.open(target.work_folder, key, store, resume=resume, discard_other=overwrite) as work:
@@ -236,7 +255,9 @@ def compute_block(
     plan: MapPlan, ref: ModelRef, store: BlockStore, output_type: OutputType, block: Block
 ) -> BlockRecord:
     """Predict a block and write it to the store: one job."""
-    outputs: tuple[Literal["class", "scaled"], ...] = ("class",) if output_type == "argmax" else ("class", "scaled")
+    outputs: list[Output] = ["class"] if output_type == "argmax" else ["class", "scaled"]
+    if any(confidence_array(task) in store.n_bands for task, _ in plan.tasks):
+        outputs.append("confidence")
     values, valid = predict_block(plan, ref, block, outputs)
     crc, counts = {}, {}
     for task, n_classes in plan.tasks:
@@ -247,6 +268,10 @@ def compute_block(
             mask = np.where(valid, np.uint8(255), np.uint8(0))
             stored = np.concatenate([values[task, "scaled"], mask[None]])
         crc[task] = store.write(task, block, stored)
+        if "confidence" in outputs:
+            scaled = np.where(valid, np.rint(values[task, "confidence"] * CONFIDENCE_SCALE), IGNORE_INDEX)
+            name = confidence_array(task)
+            crc[name] = store.write(name, block, scaled.astype(np.uint8)[None])
         counts[task] = tuple(np.bincount(classes[valid], minlength=n_classes).tolist())
     return BlockRecord(crc, counts, int((~valid).sum()))
 
@@ -259,11 +284,12 @@ def _finish(plan: MapPlan, ref: ModelRef, work: Work, target: _Target, report: P
         folder.mkdir(exist_ok=True)
         work.check_stored()
         for task in ref.tasks:
-            file = folder / map_name(target.name, task.label, target.output_type)
-            spec = MapSpec(task, target.output_type, plan.zone.output_geobox, target.tags, target.cog)
-            write_map(spec, work.store, file, report)
-            if target.output_type == "argmax":
-                write_atomically(folder / f"{file.name}.aux.xml", category_xml(task))
+            _write_task(plan, task, work.store, target, folder, report)
+        if target.extras.stac:
+            layers: list[Layer] = [target.output_type, *(["confidence"] if target.extras.confidence else [])]
+            files = {map_name(target.name, task.label, layer): (layer, task) for task in ref.tasks for layer in layers}
+            item = stac_item(plan.zone, ref.tasks, target.name, files, target.tags)
+            write_atomically(folder / f"{target.name}_stac.json", item)
         if target.tiles:
             tiles = folder / f"{target.name}_tiles.gpkg"
             tiles.unlink(missing_ok=True)
@@ -276,6 +302,21 @@ def _finish(plan: MapPlan, ref: ModelRef, work: Work, target: _Target, report: P
             os.replace(folder / name, target.folder / name)
 
 
+def _write_task(plan: MapPlan, task: Task, store: BlockStore, target: _Target, folder: Path, report: Progress) -> None:
+    box, extras = plan.zone.output_geobox, target.extras
+    layers: list[Layer] = [target.output_type, *(["confidence"] if extras.confidence else [])]
+    for layer in layers:
+        spec = MapSpec(task, layer, box, target.tags, target.cog, extras.language)
+        write_map(spec, store, folder / map_name(target.name, task.label, layer), report)
+    if target.output_type == "argmax":
+        name = map_name(target.name, task.label, "argmax")
+        write_atomically(folder / f"{name}.aux.xml", category_xml(task, extras.language))
+        write_atomically(folder / f"{name.removesuffix('.tif')}.qml", qgis_style(task, extras.language))
+    if extras.polygons is not None:
+        path = folder / f"{target.name}_{task.label}_polygons.{extras.polygons}"
+        write_task_polygons(extras, store, task, box, path)
+
+
 def _result(plan: MapPlan, ref: ModelRef, work: Work, target: _Target, before: int, started: float) -> ZonalResult:
     maps = []
     for task in ref.tasks:
@@ -283,7 +324,7 @@ def _result(plan: MapPlan, ref: ModelRef, work: Work, target: _Target, before: i
         counts = np.sum([record.counts[task.label] for record in work.done.values()], axis=0)
         total = int(counts.sum())
         shares = {name: int(n) / total for name, n in zip(task.names, counts, strict=True) if n} if total else {}
-        maps.append(MapFile(task.label, path, path.stat().st_size, shares))
+        maps.append(MapFile(task.label, path, path.stat().st_size, shares, task))
     box = plan.zone.output_geobox
     nodata = sum(record.nodata for record in work.done.values())
     return ZonalResult(
@@ -295,6 +336,7 @@ def _result(plan: MapPlan, ref: ModelRef, work: Work, target: _Target, before: i
         n_windows=plan.n_windows,
         recompute_factor=plan.recompute_factor,
         seconds=time.monotonic() - started,
+        extras=tuple(target.folder / name for name in target.extras.names(target.name, ref.tasks)),
     )
 
 
@@ -309,7 +351,7 @@ def _tags(zone: Zone, ref: ModelRef) -> dict[str, str]:
     }
 
 
-def _key(plan: MapPlan, ref: ModelRef, output_type: OutputType) -> str:
+def _key(plan: MapPlan, ref: ModelRef, output_type: OutputType, arrays: Mapping[str, int]) -> str:
     """Hash of all that decides the bytes of the blocks; batch size, workers and device do not."""
     zone = plan.zone
     sources = [*zone.sources.values(), *zone.quality.values()]
@@ -325,6 +367,7 @@ def _key(plan: MapPlan, ref: ModelRef, output_type: OutputType) -> str:
         "windows": [zone.window_px, zone.margin_px],
         "ratio": str(plan.ratio),
         "blocks": [plan.row_edges, plan.col_edges],
-        "output": output_type,
+        "output": [output_type, dict(arrays)],
+        "style": asdict(plan.style),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

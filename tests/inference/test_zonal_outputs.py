@@ -34,7 +34,11 @@ def test_class_map(tmp_path: Path) -> None:
     result = write_zone(zone, model, tmp_path / "out", "map", block_px=250, batch_size=4, config_hash="abc")
     (file,) = result.maps
     assert file.path == tmp_path / "out" / "map_AERIAL_LABEL-COSIA_argmax.tif"
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [file.path.name, f"{file.path.name}.aux.xml"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        f"{file.path.stem}.qml",
+        file.path.name,
+        f"{file.path.name}.aux.xml",
+    ]
     expected = whole_area_map(made, zone, model)
     # Zeros stand for nodata pixels in the network, so that only the pixels themselves are missing.
     expected[10:20, 30:50] = 255

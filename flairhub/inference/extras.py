@@ -1,0 +1,74 @@
+"""What a run writes beside its maps when asked: confidence, polygons, a STAC item."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flairhub.errors import UsageError
+from flairhub.geo import GeoBox
+from flairhub.inference.outputs import CONFIDENCE_SCALE, Language, class_names, confidence_array, map_name
+from flairhub.inference.polygons import PolygonFormat, Span, trace, write_polygons
+from flairhub.inference.work import BlockStore
+from flairhub.tasks import IGNORE_INDEX, Task
+
+PIECE_PX = 2048
+
+
+@dataclass(frozen=True)
+class Extras:
+    """Files beside the maps.
+
+    Attributes:
+        confidence: A raster of the highest probability per task.
+        polygons: Format of the polygons; None = none.
+        min_area_m2: Smaller polygons are left out.
+        stac: A STAC item.
+        language: Of the class names in all files.
+    """
+
+    confidence: bool = False
+    polygons: PolygonFormat | None = None
+    min_area_m2: float = 0.0
+    stac: bool = False
+    language: Language = "en"
+
+    @property
+    def stores_confidence(self) -> bool:
+        """Blocks keep their confidence: the raster or the polygons need it."""
+        return self.confidence or self.polygons is not None
+
+    def check(self, output_type: str) -> None:
+        """Raise UsageError when something asked for cannot be written."""
+        if self.polygons is not None and output_type != "argmax":
+            raise UsageError(f"write_polygons: needs output_type argmax, got {output_type}.")
+        if self.polygons == "parquet" and find_spec("pyarrow") is None:
+            raise UsageError("write_polygons: parquet needs the package pyarrow. Install it, or use gpkg.")
+
+    def names(self, name: str, tasks: Sequence[Task]) -> list[str]:
+        """Names of the files."""
+        files = [f"{name}_{task.label}_polygons.{self.polygons}" for task in tasks if self.polygons]
+        files += [map_name(name, task.label, "confidence") for task in tasks if self.confidence]
+        return files + ([f"{name}_stac.json"] if self.stac else [])
+
+
+NONE = Extras()
+
+
+def write_task_polygons(extras: Extras, store: BlockStore, task: Task, box: GeoBox, path: Path) -> None:
+    """Trace a finished class map from its blocks."""
+    assert extras.polygons is not None
+
+    def read(rows: Span, cols: Span) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        classes = store.read(task.label, rows, cols)[0]
+        confidence = store.read(confidence_array(task.label), rows, cols)[0]
+        return classes, np.where(confidence == IGNORE_INDEX, 0, confidence).astype(np.float32) / CONFIDENCE_SCALE
+
+    polygons = trace(read, box.height, box.width, PIECE_PX)
+    path.unlink(missing_ok=True)
+    write_polygons(polygons, class_names(task, extras.language), box, path, extras.polygons, extras.min_area_m2)

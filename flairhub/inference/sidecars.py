@@ -1,0 +1,170 @@
+"""Files beside a map: class names for GDAL, a style for QGIS, tile footprints, a STAC item."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape, quoteattr
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flairhub import __version__
+from flairhub.geo import GeoBox
+from flairhub.inference.block import MapPlan
+from flairhub.inference.outputs import CONFIDENCE_SCALE, Language, Layer, class_names
+from flairhub.inference.zone import Zone
+from flairhub.tasks import Task
+
+
+def category_xml(task: Task, language: Language = "en") -> str:
+    """Return GDAL's sidecar (`.aux.xml`) with the class names of a map."""
+    names = "".join(f"      <Category>{escape(name)}</Category>\n" for name in class_names(task, language))
+    return (
+        '<PAMDataset>\n  <PAMRasterBand band="1">\n    <CategoryNames>\n'
+        f"{names}    </CategoryNames>\n  </PAMRasterBand>\n</PAMDataset>\n"
+    )
+
+
+def qgis_style(task: Task, language: Language = "en") -> str:
+    """Return a QGIS style (`.qml`) with the colours and names of a class map."""
+    entries = "".join(
+        f'        <paletteEntry value="{row.index}" color="#{row.colour[0]:02x}{row.colour[1]:02x}{row.colour[2]:02x}" '
+        f'alpha="255" label={quoteattr(name)}/>\n'
+        for row, name in zip(task.classes, class_names(task, language), strict=True)
+    )
+    return (
+        "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
+        '<qgis version="3.22" styleCategories="Symbology">\n  <pipe>\n'
+        '    <rasterrenderer type="paletted" band="1" opacity="1" alphaBand="-1">\n      <colorPalette>\n'
+        f"{entries}      </colorPalette>\n    </rasterrenderer>\n  </pipe>\n</qgis>\n"
+    )
+
+
+def write_tiles(plan: MapPlan, path: Path) -> None:
+    """Write the footprints of all windows as a GeoPackage.
+
+    Columns: `window_row`, `window_col`; `row`, `col`, `height`, `width` of the pixels the window writes (its geometry),
+    finest pixels; `read_row`, `read_col`, `read_px`: what it reads, halo included, may lie outside the zone.
+    """
+    import geopandas
+    import pyogrio
+    import shapely
+
+    rows = _axis_table(plan.rows)
+    cols = _axis_table(plan.cols)
+    row, col = (index.ravel() for index in np.meshgrid(range(len(rows)), range(len(cols)), indexing="ij"))
+    box = plan.zone.geobox
+    top, bottom, left, right = rows[row, 0], rows[row, 1], cols[col, 0], cols[col, 1]
+    geometry = shapely.box(
+        box.x_min + left * box.x_res,
+        box.y_max - bottom * box.y_res,
+        box.x_min + right * box.x_res,
+        box.y_max - top * box.y_res,
+    )
+    columns = {
+        "window_row": row,
+        "window_col": col,
+        "row": top,
+        "col": left,
+        "height": bottom - top,
+        "width": right - left,
+        "read_row": rows[row, 2],
+        "read_col": cols[col, 2],
+        "read_px": np.full(len(row), plan.rows.window),
+    }
+    frame = geopandas.GeoDataFrame(columns, geometry=geometry, crs=box.crs_wkt)
+    # A fixed time of change: the same run gives the same bytes.
+    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "2000-01-01T00:00:00.000Z"})
+    try:
+        frame.to_file(path, driver="GPKG", layer="tiles", engine="pyogrio")
+    finally:
+        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})
+
+
+def _axis_table(axis: Any) -> NDArray[np.int64]:
+    """(window, 3): first and last pixel written, first pixel read."""
+    return np.array([(*axis.core(index), axis.start(index)) for index in range(axis.count)], dtype=np.int64)
+
+
+def stac_item(
+    zone: Zone, tasks: Sequence[Task], name: str, files: Mapping[str, tuple[Layer, Task]], tags: Mapping[str, str]
+) -> str:
+    """Return a STAC 1.0 item as JSON text, with the projection and classification extensions.
+
+    Its time is the span of the zone's series; without a series, when the rasters were last changed.
+
+    Args:
+        zone: The rasters.
+        tasks: What was mapped.
+        name: Id of the item.
+        files: Layer and task by file name; the item lies beside them.
+        tags: Of the maps.
+    """
+    from rasterio.crs import CRS
+    from rasterio.warp import transform_bounds
+
+    box = zone.output_geobox
+    crs = CRS.from_wkt(box.crs_wkt)
+    west, south, east, north = (round(value, 8) for value in transform_bounds(crs, "EPSG:4326", *box.bounds))
+    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+    properties: dict[str, Any] = {
+        **_time(zone),
+        "proj:epsg": crs.to_epsg(),
+        "proj:shape": [box.height, box.width],
+        "proj:transform": [*box.transform, 0.0, 0.0, 1.0],
+        "processing:software": {"flairhub": __version__},
+        **{key.lower().replace("flairhub_", "flairhub:"): value for key, value in sorted(tags.items())},
+    }
+    item = {
+        "type": "Feature",
+        "stac_version": "1.0.0",
+        "stac_extensions": [
+            "https://stac-extensions.github.io/projection/v1.1.0/schema.json",
+            "https://stac-extensions.github.io/classification/v1.1.0/schema.json",
+        ],
+        "id": name,
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+        "bbox": [west, south, east, north],
+        "properties": properties,
+        "links": [],
+        "assets": {Path(file).stem: _asset(file, layer, task, box) for file, (layer, task) in files.items()},
+    }
+    return json.dumps(item, indent=1, ensure_ascii=False) + "\n"
+
+
+def _time(zone: Zone) -> dict[str, Any]:
+    days = np.concatenate(list(zone.dates.values())) if zone.dates else np.array([], dtype="datetime64[D]")
+    if days.size:
+        return {
+            "datetime": None,
+            "start_datetime": f"{days.min()}T00:00:00Z",
+            "end_datetime": f"{days.max()}T23:59:59Z",
+        }
+    newest = max(source.stamp[1] for source in zone.sources.values()) / 1e9
+    return {"datetime": datetime.fromtimestamp(int(newest), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
+
+
+def _asset(file: str, layer: Layer, task: Task, box: GeoBox) -> dict[str, Any]:
+    asset: dict[str, Any] = {
+        "href": f"./{file}",
+        "type": "image/tiff; application=geotiff; profile=cloud-optimized",
+        "roles": ["data"],
+        "title": f"{task.label}, {layer}",
+    }
+    if layer == "argmax":
+        asset["classification:classes"] = [
+            {
+                "value": row.index,
+                "name": row.name,
+                "title": row.name_fr,
+                "color_hint": "".join(f"{part:02X}" for part in row.colour),
+            }
+            for row in task.classes
+        ]
+    if layer == "confidence":
+        asset["raster:bands"] = [{"nodata": 255, "scale": 1 / CONFIDENCE_SCALE, "spatial_resolution": box.x_res}]
+    return asset
