@@ -7,6 +7,7 @@ from flairhub.data.batch import Batch, PreparedBatch
 from flairhub.data.loader import BatchLoader
 from flairhub.data.prepare import Preparation, prepare_batch
 from flairhub.data.sampler import Sampler
+from flairhub.data.workers import Transform
 
 __all__ = [
     "Batch",
@@ -15,6 +16,7 @@ __all__ = [
     "Preparation",
     "PreparedBatch",
     "Sampler",
+    "Transform",
     "apply_dihedral",
     "dihedral_codes",
     "prepare_batch",

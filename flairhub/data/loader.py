@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from flairhub.data.batch import Batch
 from flairhub.data.prepare import Preparation
 from flairhub.data.reader import BatchReader, Missing
 from flairhub.data.sampler import POOL_PATCHES, Sampler
+from flairhub.data.workers import ReadingProcesses, Transform, transformed
 from flairhub.errors import UsageError
 from flairhub.tasks import Task
 
@@ -50,6 +52,8 @@ class BatchLoader:
         pool_patches: int = POOL_PATCHES,
         missing: Missing = "error",
         pin_memory: bool = False,
+        workers: int = 0,
+        transform: Transform | None = None,
     ):
         """Check that the cube holds everything and plan the batches.
 
@@ -69,15 +73,20 @@ class BatchLoader:
             prefetch: Batches that wait finished, besides one per thread.
             pool_patches: Patches that are shuffled among each other.
             missing: `error`, or `drop` for zeros and `Batch.present` where a patch lacks a modality.
-            pin_memory: Allocate page-locked buffers, for fast copies to a GPU.
+            pin_memory: Read into page-locked buffers, for fast copies to a GPU.
+            workers: Reading processes instead of threads; the cube must be one that another process can open.
+            transform: `transform(batch, rng)` changes every batch as it is stored, before it is normalised; its random
+                numbers follow from seed, epoch and patches. It runs in the reading thread or process. With
+                `workers` it must be picklable: a function of a module.
 
         Raises:
             CubeError: A modality is not in the cube.
             DataError: Patches lack a modality.
             UsageError: Impossible numbers, channels or levels.
         """
-        if threads < 0:
-            raise UsageError(f"threads: got {threads}, expected at least 0.")
+        for name, value in (("threads", threads), ("workers", workers)):
+            if value < 0:
+                raise UsageError(f"{name}: got {value}, expected at least 0.")
         self._reader = BatchReader(cube, dict(preparations), tuple(tasks), missing, pin_memory)
         indices = np.asarray(indices, dtype=np.int64)
         self._reader.check_patches(indices)
@@ -87,6 +96,13 @@ class BatchLoader:
             indices, batch_size, shuffle, seed, rank, world_size, drop_last, max(shards, default=1), pool_patches
         )
         self._threads, self._prefetch = threads, prefetch
+        self._transform, self._seed = transform, seed
+        self._processes: ReadingProcesses | None = None
+        if workers:
+            # Batches come back through shared memory, so the page-locked copy is made here.
+            maker = partial(_reader_of, str(cube.path), dict(preparations), tuple(tasks), missing)
+            self._processes = ReadingProcesses(workers, maker, transform, seed, pin_memory)
+            self._ahead = workers + prefetch
         self._epoch, self._position = epoch, 0
         self._resume: tuple[int, int] | None = None
 
@@ -119,7 +135,12 @@ class BatchLoader:
             start = self._resume[1]
         self._resume, self._position = None, start
         batches = self._sampler.batches(epoch)[start:]
-        source = self._read_ahead(batches) if self._threads else map(self._reader.read, batches)
+        read = partial(self._read, epoch=epoch)
+        source: Iterator[Batch]
+        if self._processes is not None:
+            source = self._processes.batches(batches, epoch, self._ahead)
+        else:
+            source = self._read_ahead(batches, read) if self._threads else map(read, batches)
         while True:
             asked = perf_counter()
             batch = next(source, None)
@@ -128,18 +149,38 @@ class BatchLoader:
             self._position += 1
             yield replace(batch, waited_s=perf_counter() - asked)
 
-    def _read_ahead(self, batches: Sequence[NDArray[np.int64]]) -> Iterator[Batch]:
+    def _read(self, indices: NDArray[np.int64], epoch: int) -> Batch:
+        batch = self._reader.read(indices)
+        return batch if self._transform is None else transformed(batch, self._transform, self._seed, epoch)
+
+    def close(self) -> None:
+        """End reading processes, if there are any; the next pass starts new ones."""
+        if self._processes is not None:
+            self._processes.close()
+
+    def _read_ahead(
+        self, batches: Sequence[NDArray[np.int64]], read: Callable[[NDArray[np.int64]], Batch]
+    ) -> Iterator[Batch]:
         todo = iter(batches)
         pending: deque[Future[Batch]] = deque()
         with ThreadPoolExecutor(self._threads, thread_name_prefix="flairhub-read") as pool:
             try:
                 for chosen in islice(todo, self._threads + self._prefetch):
-                    pending.append(pool.submit(self._reader.read, chosen))
+                    pending.append(pool.submit(read, chosen))
                 while pending:
                     batch = pending.popleft().result()
                     for chosen in islice(todo, 1):
-                        pending.append(pool.submit(self._reader.read, chosen))
+                        pending.append(pool.submit(read, chosen))
                     yield batch
             finally:
                 for future in pending:
                     future.cancel()
+
+
+def _reader_of(
+    path: str, preparations: dict[str, Preparation], tasks: tuple[Task, ...], missing: Missing
+) -> Callable[[NDArray[np.int64]], Batch]:
+    """Open the cube in a reading process."""
+    from flairhub.cube import open_cube
+
+    return BatchReader(open_cube(path), preparations, tasks, missing).read

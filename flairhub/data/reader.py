@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flairhub.data.batch import Batch
+from flairhub.data.buffers import BufferRing
 from flairhub.data.checks import check_present, check_request, named, stored_averages
 from flairhub.data.prepare import Preparation
 from flairhub.errors import DataError
@@ -27,7 +28,7 @@ Missing = Literal["error", "drop"]
 
 
 class BatchReader:
-    """Reads patches of a cube side by side into new buffers; safe to call from several threads."""
+    """Reads patches of a cube side by side into a ring of buffers; safe to call from several threads."""
 
     def __init__(
         self,
@@ -45,14 +46,15 @@ class BatchReader:
             tasks: Labels to read.
             missing: What happens to a patch without one of the modalities: `error`, or `drop` = zeros and `present`
                 False.
-            pin_memory: Allocate page-locked buffers, for fast copies to a GPU.
+            pin_memory: Read into page-locked buffers, for fast copies to a GPU.
 
         Raises:
             CubeError: A modality or a quality mask is not in the cube.
             UsageError: Channels or levels that do not exist.
         """
         self.cube, self.preparations, self.tasks = cube, dict(preparations), tuple(tasks)
-        self.missing, self.pin_memory = missing, pin_memory
+        self.missing = missing
+        self._ring = BufferRing(pin_memory)
         self._averages = stored_averages(cube, self.preparations)
         check_request(
             cube, self.preparations, self.tasks, [s for name in self.preparations for s in self._sources(name)]
@@ -102,7 +104,7 @@ class BatchReader:
 
     def _read_image(self, name: str, indices: NDArray[np.int64], here: NDArray[np.bool_]) -> Tensor:
         array = self.cube.array(name)
-        buffer, values = self._buffer((len(indices), *array.shape[1:]), array.dtype)
+        buffer, values = self._ring.take((len(indices), *array.shape[1:]), array.dtype)
         _read_present(array.read_into, indices, here, values)
         self._check_finite(name, indices, values)
         return buffer
@@ -171,7 +173,7 @@ class BatchReader:
         dtype = array.dtype if first is None else first.values.dtype
         longest = max([1, *(len(entry.offsets) for entry in series if entry is not None)])
         sample = (preparation.n_channels(array.shape[2]), *array.shape[-2:])
-        buffer, values = self._buffer((len(series), longest, *sample), np.dtype(dtype))
+        buffer, values = self._ring.take((len(series), longest, *sample), np.dtype(dtype))
         offsets = np.zeros((len(series), longest), dtype=np.int32)
         valid = np.zeros((len(series), longest), dtype=bool)
         for i, entry in enumerate(series):
@@ -184,7 +186,7 @@ class BatchReader:
     def _read_target(self, task: Task, indices: NDArray[np.int64]) -> Tensor:
         array = self.cube.array(task.label)
         here = self.cube.present(task.label)[indices]
-        buffer, values = self._buffer((len(indices), *array.shape[2:]), np.dtype(np.uint8))
+        buffer, values = self._ring.take((len(indices), *array.shape[2:]), np.dtype(np.uint8))
         _read_present(partial(array.read_into, level=task.level), indices, here, values, IGNORE_INDEX)
         # Unsigned arithmetic: one comparison finds n_classes..254 and lets 255 pass.
         beyond = values - np.uint8(task.n_classes) < IGNORE_INDEX - task.n_classes
@@ -196,12 +198,6 @@ class BatchReader:
                 "Declare the classes in labels_configs.value_name."
             )
         return buffer
-
-    def _buffer(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Tensor, NDArray[Any]]:
-        """Return a new tensor and the numpy view of its memory."""
-        kind = torch.from_numpy(np.empty(0, dtype=dtype)).dtype
-        tensor = torch.empty(shape, dtype=kind, pin_memory=self.pin_memory)
-        return tensor, tensor.numpy()
 
     def _check_finite(self, name: str, indices: NDArray[np.int64], values: Any) -> None:
         """`values`: one array per patch, or one array of all."""

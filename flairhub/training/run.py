@@ -17,6 +17,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from flairhub import __version__
 from flairhub.config import TrainConfig, resolved_yaml
 from flairhub.cube import Cube, open_cube
+from flairhub.data import Transform
 from flairhub.errors import CubeError, TrainingError, WeightsError
 from flairhub.models import Network, build_network, load_into, save_bundle
 from flairhub.progress import Progress, silent
@@ -72,6 +73,7 @@ def train(
     cube: str | Path | Cube | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    transform: Transform | None = None,
 ) -> TrainResult:
     """Train, predict and score as the configuration's `tasks` say.
 
@@ -79,6 +81,8 @@ def train(
         config: From `load_train_config`.
         cube: Where the patches are. Without it `paths.cube`; what is not there yet is ingested first.
         overwrite: Replace the results of an earlier run in the same folder.
+        transform: `transform(batch, rng)` changes every training batch as it is stored, see `BatchLoader`. It runs in
+            `hardware.num_workers` processes when that is not 0, else in the reading threads.
         progress: Told about ingest, training steps and predicted patches. Without it and on a terminal,
             `saving.enable_progress_bar` shows Lightning's own bar.
 
@@ -107,7 +111,7 @@ def train(
     rank = getattr(rank_zero_only, "rank", None) or 0
     result = TrainResult(setup.folder.root, Path(str(opened.path)), seconds=seconds, rank=rank)
     if setup.phases.train:
-        network, result = _timed(seconds, "train", lambda: _train(config, setup, opened, result, report))
+        network, result = _timed(seconds, "train", lambda: _train(config, setup, opened, result, report, transform))
     elif setup.phases.predict:
         network = load_for_prediction(setup)
         _write_inputs(config, setup)
@@ -184,7 +188,12 @@ def _write_inputs(config: TrainConfig, setup: Setup) -> None:
 
 
 def _train(
-    config: TrainConfig, setup: Setup, cube: Cube, result: TrainResult, progress: Progress
+    config: TrainConfig,
+    setup: Setup,
+    cube: Cube,
+    result: TrainResult,
+    progress: Progress,
+    transform: Transform | None = None,
 ) -> tuple[Network, TrainResult]:
     splits = {split: split_indices(cube, split, setup.csvs[split]) for split in ("train", "valid")}
     if setup.phases.predict:
@@ -197,7 +206,8 @@ def _train(
         trainer = build_trainer(setup.fit, setup.folder, progress)
         ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}
         pin = trainer.strategy.root_device.type == "cuda"
-        training = setup.loader(cube, splits["train"], shuffle=True, drop_last=True, pin_memory=pin, **ranks)
+        own = {"transform": transform, "workers": setup.workers} if transform is not None else {}
+        training = setup.loader(cube, splits["train"], shuffle=True, drop_last=True, pin_memory=pin, **own, **ranks)
         validation = setup.loader(cube, splits["valid"], pin_memory=pin, **ranks)
         if not len(training):
             raise TrainingError(f"{training.n_samples} training patches for {trainer.world_size} processes: too few.")
@@ -225,7 +235,10 @@ def _train(
             # Everything has been checked: only now an earlier run makes room.
             setup.folder.clear()
         _write_inputs(config, setup)
-        run_fit(trainer, module, (training, validation), setup.folder, setup.fit, resume)
+        try:
+            run_fit(trainer, module, (training, validation), setup.folder, setup.fit, resume)
+        finally:
+            training.close()
     return network, _finish_training(setup, cube, trainer, module, result)
 
 
