@@ -105,22 +105,49 @@ def prepare_image(values: Any, preparation: ImagePreparation) -> Any:
     """
     n_bands = values.shape[-3]
     scale = _dtype_maximum(values) if preparation.normalisation == "scaling" else None
+    own = True  # the result is memory of ours, which may be changed in place: passes over new memory cost most here
     if preparation.elevation is not None:
         result = _derive_elevation(_float32(values), preparation.elevation)
+        own = preparation.elevation != "dsm_dtm" or result.dtype != values.dtype
     elif preparation.channels is None or preparation.channels == tuple(range(1, n_bands + 1)):
         result = _float32(values)
+        own = result.dtype != values.dtype
     else:
         check_channels(preparation.channels, n_bands)
-        # Casting first: torch cannot index unsigned 16-bit tensors.
-        result = _float32(values)[..., [channel - 1 for channel in preparation.channels], :, :]
+        result = _selected(values, preparation.channels)
     if scale is not None:
-        return result / np.float32(scale).item()
+        divisor = np.float32(scale).item()
+        return _divided(result, divisor) if own else result / divisor
     if preparation.normalisation == "custom":
         if len(preparation.means) != result.shape[-3]:
             raise UsageError(
                 f"{len(preparation.means)} means for {result.shape[-3]} channels: one mean and std per channel."
             )
-        return (result - _column(preparation.means, result)) / _column(preparation.stds, result)
+        means, stds = _column(preparation.means, result), _column(preparation.stds, result)
+        return _divided(_less(result, means) if own else result - means, stds)
+    return result
+
+
+def _less(values: Any, other: Any) -> Any:
+    values -= other
+    return values
+
+
+def _divided(values: Any, divisor: Any) -> Any:
+    values /= divisor
+    return values
+
+
+def _selected(values: Any, channels: tuple[int, ...]) -> Any:
+    """Copy channels, in their order, to float32 one by one: torch cannot index unsigned 16-bit tensors."""
+    shape = (*values.shape[:-3], len(channels), *values.shape[-2:])
+    if isinstance(values, np.ndarray):
+        result = np.empty(shape, np.float32)
+    else:
+        # Starting from nothing brings device and library along without an import of torch.
+        result = values.new_empty((0,)).float().new_empty(shape)
+    for position, channel in enumerate(channels):
+        result[..., position, :, :] = values[..., channel - 1, :, :]
     return result
 
 
