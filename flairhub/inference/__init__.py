@@ -4,6 +4,7 @@ from flairhub.inference.configured import open_zone, run_zonal, zone_model
 from flairhub.inference.extras import Extras
 from flairhub.inference.forward import Style
 from flairhub.inference.lazy import predict_zone
+from flairhub.inference.mapped import block_template, predict_block_dataset
 from flairhub.inference.run import MapFile, ZonalResult, write_zone
 from flairhub.inference.zone import RasterRequest, Zone, build_zone
 
@@ -14,8 +15,10 @@ __all__ = [
     "Style",
     "ZonalResult",
     "Zone",
+    "block_template",
     "build_zone",
     "open_zone",
+    "predict_block_dataset",
     "predict_zone",
     "run_zonal",
     "write_zone",
