@@ -113,7 +113,7 @@ def predict_block_dataset(
 
 def _axes(dataset: xr.Dataset) -> dict[str, Any]:
     # Other coordinates (the CRS) would be computed from a block, even where only another one is asked for.
-    return {name: dataset.coords[name] for name in ("y", "x") if name in dataset.coords}
+    return {name: dataset.coords[name].variable for name in ("y", "x") if name in dataset.coords}
 
 
 def _arrays(dataset: xr.Dataset, ref: ModelRef) -> dict[str, NDArray[Any]]:
