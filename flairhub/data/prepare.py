@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flairhub.data.augment import Photometric, apply_dihedral
 from flairhub.data.batch import Batch, PreparedBatch
+from flairhub.data.copies import moved
 from flairhub.prepare import ImagePreparation, prepare_image
 from flairhub.timeseries import SeriesPreparation
 
@@ -32,9 +33,9 @@ def prepare_batch(
             None leaves them as they are.
         photometric: Brightness and contrast of images, elevation apart.
     """
-    moved = batch.to(device)
+    there = moved(batch, device)
     inputs = {}
-    for name, values in moved.inputs.items():
+    for name, values in there.inputs.items():
         preparation = preparations[name]
         if isinstance(preparation, SeriesPreparation):
             inputs[name] = values.float()
@@ -42,11 +43,11 @@ def prepare_batch(
             inputs[name] = prepare_image(values, preparation)
             if photometric is not None and preparation.elevation is None:
                 inputs[name] = photometric.apply(inputs[name], name, batch.index.numpy())
-        if name in moved.present:
-            here = moved.present[name]
+        if name in there.present:
+            here = there.present[name]
             inputs[name] = inputs[name] * here.view(-1, *[1] * (inputs[name].ndim - 1))
-    targets = moved.targets
+    targets = there.targets
     if augment is not None:
         inputs = {name: apply_dihedral(values, augment) for name, values in inputs.items()}
         targets = {name: apply_dihedral(values, augment) for name, values in targets.items()}
-    return PreparedBatch(inputs, moved.dates, moved.masks, targets, batch.index, moved.present)
+    return PreparedBatch(inputs, there.dates, there.masks, targets, batch.index, there.present)
