@@ -1,0 +1,28 @@
+"""Every published row builds its network, here with a tiny encoder in the place of the published one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flairhub.config import load_train_config
+from flairhub.models import build_network
+from flairhub.training.setup import read_setup
+
+PIPELINES = Path(__file__).parents[2] / "pipelines"
+ROWS = sorted(path.name for path in PIPELINES.iterdir() if path.name.startswith(("lc_", "lpis_")))
+TINY = ["models.monotemp_model.arch=tu-test_resnet.r160_in1k-linknet", "models.monotemp_model.pretrained=false"]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_it_builds(name: str) -> None:
+    config = load_train_config(PIPELINES / name, TINY)
+    setup = read_setup(config)
+    network = build_network(setup.spec)
+    assert tuple(network.encoders) == config.modalities.active
+    assert set(network.main_decoders) == (set(config.labels) if network.reference or setup.spec.series_heads else set())
+    several = len(config.modalities.active) > 1
+    assert set(setup.spec.aux) == (set(config.modalities.active) if several else set())
+    for objective in setup.objectives:
+        assert objective.class_weights.shape == (objective.task.n_classes,)
