@@ -21,7 +21,12 @@ from flairhub.errors import FlairhubError, UsageError
 @click.option("--modality", "modalities", multiple=True, help="Only this modality (repeatable).")
 @click.option("--domain", "domains", multiple=True, help="Only this domain, e.g. D012-2019 (repeatable).")
 @click.option("--overwrite", is_flag=True, help="Replace an existing cube.")
-@click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Local worker processes.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    show_default="one per core; for few files 0",
+    help="Local worker processes; 0 = this process alone.",
+)
 @click.option("--scheduler", help="Address of a running dask scheduler, tcp://host:port.")
 @click.option(
     "--codec",
@@ -38,6 +43,13 @@ from flairhub.errors import FlairhubError, UsageError
     show_default=True,
     help="Stop at a bad file, or record its patch as missing.",
 )
+@click.option(
+    "--max-skipped",
+    type=click.FloatRange(0, 1),
+    default=0.01,
+    show_default=True,
+    help="With skip: the share of the files that may be bad before the exit code is 1.",
+)
 def command(
     config_path: Path | None,
     overrides: tuple[str, ...],
@@ -46,11 +58,12 @@ def command(
     modalities: tuple[str, ...],
     domains: tuple[str, ...],
     overwrite: bool,
-    workers: int,
+    workers: int | None,
     scheduler: str | None,
     codec: str,
     shard: int | None,
     on_error: str,
+    max_skipped: float,
 ) -> None:
     """Convert FLAIR-HUB files to a Zarr cube.
 
@@ -85,6 +98,7 @@ def command(
             workers=workers,
             scheduler=scheduler,
             on_error=on_error,
+            max_skipped=max_skipped,
             codec=codec,
             shard=shard,
             progress=progress,
@@ -101,4 +115,7 @@ def command(
     for name, patch_id, reason in report.skipped:
         console.print(f"skipped {name} {patch_id}: {reason}", soft_wrap=True, markup=False)
     if report.skipped:
-        raise FlairhubError(f"{len(report.skipped)} patches were bad and are recorded as missing.")
+        listed = f"{len(report.skipped)} of {report.n_files} files were bad; their patches are recorded as missing"
+        if report.too_many_skipped:
+            raise FlairhubError(f"{listed}. More than --max-skipped {report.max_skipped:g} of all.")
+        console.print(f"{listed} ({report.skipped_share:.2%}; --max-skipped {report.max_skipped:.2%}).", soft_wrap=True)

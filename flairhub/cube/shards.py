@@ -7,6 +7,7 @@ chunk, followed by the CRC-32C of the index. https://zarr-specs.readthedocs.io/e
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -72,7 +73,7 @@ class FileWriter:
         """Open a temporary file beside `path`; its folder is made."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.length = self.checksum = 0
-        self._path, self._temporary = path, path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+        self._path, self._temporary = path, path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{TEMPORARY_SUFFIX}")
         self._stream = self._temporary.open("wb")
 
     def __enter__(self) -> Self:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flairhub.cube.faults import reach
 from flairhub.cube.shards import write_file
 from flairhub.cube.spec import (
     DATE_ATTRIBUTES,
@@ -155,7 +156,9 @@ def finish_store(
                 stored["n_dates"][:] = (days != NO_DAY).sum(axis=1).astype(np.int32)  # type: ignore[index]
             stored.attrs.update(result.attributes)
         consolidate(folder)
+    reach("tables")
     _set_status(folder, "complete")
+    reach("complete")
 
 
 def root_attributes(folder: Path) -> Mapping[str, Any] | None:

@@ -4,7 +4,8 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from flairhub.ingest.run import IngestReport, ingest
+from flairhub.ingest.run import ingest
+from flairhub.ingest.summary import IngestReport
 
 __all__ = ["IngestReport", "ingest"]
 

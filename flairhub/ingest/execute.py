@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +16,9 @@ logger = logging.getLogger(__name__)
 
 JOBS_PER_WORKER = 2
 """Jobs handed out ahead per worker: enough to keep it busy, few enough to keep memory flat."""
+
+FILES_WORTH_WORKERS = 4000
+"""Below, starting processes takes longer than reading the files: about 10 ms each."""
 
 CONNECT_TIMEOUT_S = 10
 """How long a scheduler may take to answer."""
@@ -37,18 +41,37 @@ def run_jobs(
     if not jobs:
         return
     if not workers and not scheduler:
+        overlap = usable_cores() > 1
         for job in jobs:
-            yield job, _attempt(job, store)
+            try:
+                result: JobResult | Exception = run_job(job, store, overlap)
+            except (FlairhubError, OSError) as error:
+                result = error
+            yield job, result
         return
     with _client(min(workers, len(jobs)), scheduler) as client:
         yield from _run_on(client, jobs, store)
 
 
-def _attempt(job: Job, store: str) -> JobResult | Exception:
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose_workers(jobs: Sequence[Job]) -> int:
+    """Return how many worker processes pay: one per core, or 0 (this process) for few files or a single core."""
+    n_files = sum(file is not None for job in jobs for file in job.files)
+    return 0 if n_files < FILES_WORTH_WORKERS or usable_cores() == 1 else usable_cores()
+
+
+def _attempt(do: Callable[..., JobResult], job: Job, store: str, overlap: bool) -> JobResult | Exception:
+    """Return the result or the error, without its causes: GDAL's exceptions do not travel between processes."""
     try:
-        return run_job(job, store)
-    except (FlairhubError, OSError) as error:
-        return error
+        return do(job, store, overlap)
+    except FlairhubError as error:
+        return type(error)(str(error))
+    except OSError as error:
+        return OSError(error.errno, f"{error.strerror or error}", error.filename)
 
 
 def _run_on(client: Any, jobs: Sequence[Job], store: str) -> Iterator[tuple[Job, JobResult | Exception]]:
@@ -61,7 +84,7 @@ def _run_on(client: Any, jobs: Sequence[Job], store: str) -> Iterator[tuple[Job,
     def submit() -> None:
         job = next(waiting, None)
         if job is not None:
-            future = client.submit(run_job, job, store, pure=False, key=f"ingest-{job.id}")
+            future = client.submit(_attempt, run_job, job, store, False, pure=False, key=f"ingest-{job.id}")
             running[future] = job
             finished.add(future)
 
@@ -73,7 +96,7 @@ def _run_on(client: Any, jobs: Sequence[Job], store: str) -> Iterator[tuple[Job,
             job = running.pop(future)
             try:
                 result: JobResult | Exception = future.result()
-            except Exception as error:  # whatever a worker died of is reported with the job's patches
+            except Exception as error:  # whatever its workers died of is reported with the job's patches
                 result = error
             future.release()
             submit()

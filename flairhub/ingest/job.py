@@ -25,6 +25,7 @@ class Job:
     Attributes:
         id: `<MODALITY>/<shard>`.
         modality: Name.
+        rank: Place of the modality in the registry's order.
         shard: Number of the shard.
         first: Position of its first patch in the cube.
         patch_ids: Its patches.
@@ -42,6 +43,7 @@ class Job:
 
     id: str
     modality: str
+    rank: int
     shard: int
     first: int
     patch_ids: tuple[str, ...]

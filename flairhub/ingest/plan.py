@@ -29,6 +29,10 @@ TIME_LIMIT = 4096
 """Most dates of a series; more is taken for a damaged entry."""
 
 
+REFERENCES = 5
+"""Files that vote on size and CRS of a modality when bad files may be skipped."""
+
+
 @dataclass(frozen=True)
 class AverageRequest:
     """Period means to store beside a series.
@@ -132,18 +136,27 @@ class Planner:
             )
 
     def _reference(self, name: str) -> tuple[str, Header]:
-        """The first file of a modality gives its size, CRS and resolution."""
+        """The first file of a modality gives its size, CRS and resolution.
+
+        Where bad files may be skipped, what most of the first readable ones say.
+        """
         problem: DataError | None = None
+        found: list[tuple[str, Header]] = []
         for path in self._source.files[name]:
             if path is None:
                 continue
             try:
-                return path, read_header(path)
+                found.append((path, read_header(path)))
             except DataError as error:
                 if not self._options.skip:
                     raise
                 problem = problem or error
-        raise DataError(f"{name}: no readable file. First problem: {problem}")
+            if len(found) >= (REFERENCES if self._options.skip else 1):
+                break
+        if not found:
+            raise DataError(f"{name}: no readable file. First problem: {problem}")
+        kinds = [_grid_kind(header) for _, header in found]
+        return found[max(range(len(found)), key=lambda place: kinds.count(kinds[place]))]
 
     def _expectations(self, references: Mapping[str, tuple[str, Header]]) -> dict[str, Expectation]:
         boxes = {name: header.box for name, (_, header) in references.items()}
@@ -274,6 +287,7 @@ class Planner:
                 Job(
                     id=f"{group.name}/{shard:06d}",
                     modality=group.name,
+                    rank=list(MODALITIES).index(group.name),
                     shard=shard,
                     first=held.start,
                     patch_ids=ids,
@@ -303,6 +317,11 @@ class Planner:
             facts.append([_relative(path, root) for path in self._source.files[group.name]])
             facts.append(list(self._levels(group.name)))
         return digest(facts)
+
+
+def _grid_kind(header: Header) -> tuple[Any, ...]:
+    box = header.box
+    return box.height, box.width, round(box.x_res, 6), round(box.y_res, 6), box.crs_wkt
 
 
 def _rule(rule: CloudFilter | None) -> Any:

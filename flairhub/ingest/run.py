@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flairhub.cube.codecs import require_little_endian
 from flairhub.cube.cube import open_cube
+from flairhub.cube.faults import reach
 from flairhub.cube.spec import FORMAT_VERSION
 from flairhub.cube.template import GroupResult, create_store, finish_store, root_attributes, sweep
 from flairhub.errors import CubeError, DataError, FlairhubError, OutputExistsError, UsageError
-from flairhub.geo import ALIGNMENT_TOLERANCE_PX
-from flairhub.ingest.execute import run_jobs
+from flairhub.ingest.execute import choose_workers, run_jobs
 from flairhub.ingest.job import Job
 from flairhub.ingest.journal import Entry, Journal
 from flairhub.ingest.lock import writer_lock
+from flairhub.ingest.origins import Origins
 from flairhub.ingest.plan import AverageRequest, Options, Plan, Planner
 from flairhub.ingest.sources import Source, modalities_of_config, restrict, source_of_config, source_of_folder
 from flairhub.ingest.statistics import summarise
+from flairhub.ingest.summary import MAX_SKIPPED, IngestReport, skipped_patches, write_report
 from flairhub.modalities import MODALITIES, modality
 from flairhub.progress import Progress, silent
 from flairhub.tasks import level_sizes
@@ -38,33 +42,6 @@ logger = logging.getLogger(__name__)
 STAGE = "ingest"
 
 
-@dataclass(frozen=True)
-class IngestReport:
-    """What an ingest did.
-
-    Attributes:
-        cube: The store.
-        modalities: What it holds.
-        n_patches: Patches.
-        n_jobs: Shards in all.
-        n_reused: Shards that an earlier run had finished.
-        skipped: (modality, patch id, reason) of bad patches recorded as missing.
-        n_bytes: Size of the store.
-        seconds: Wall time of this run.
-        already_complete: Nothing had to be done.
-    """
-
-    cube: Path
-    modalities: tuple[str, ...]
-    n_patches: int
-    n_jobs: int
-    n_reused: int
-    skipped: tuple[tuple[str, str, str], ...]
-    n_bytes: int
-    seconds: float
-    already_complete: bool
-
-
 def ingest(
     config: TrainConfig | None = None,
     *,
@@ -73,9 +50,10 @@ def ingest(
     modalities: Sequence[str] | None = None,
     domains: Sequence[str] | None = None,
     overwrite: bool = False,
-    workers: int = 0,
+    workers: int | None = 0,
     scheduler: str | None = None,
     on_error: str = "raise",
+    max_skipped: float = MAX_SKIPPED,
     codec: str = "balanced",
     shard: int | None = None,
     progress: Progress | None = None,
@@ -90,9 +68,11 @@ def ingest(
         modalities: Only these.
         domains: Only these, e.g. `D012-2019`.
         overwrite: Replace a cube made from another plan.
-        workers: Local dask worker processes; 0 = this process. Scripts need an `if __name__ == "__main__"` guard.
+        workers: Local dask worker processes; 0 = this process, None = one per core where that pays. Scripts that ask
+            for any need an `if __name__ == "__main__"` guard.
         scheduler: Address of a dask scheduler whose workers see the same files.
         on_error: `raise` stops at the first bad file, `skip` records the patch as missing.
+        max_skipped: Share of the files, 0-1, above which the report's `too_many_skipped` is set.
         codec: `balanced`, `fast`, `dense` or `none`.
         shard: Patches per shard, None = by size.
         progress: Told the number of finished shards.
@@ -100,11 +80,11 @@ def ingest(
     Raises:
         DataError: A source file is missing, damaged, or not what it should be.
         OutputExistsError: The cube exists and was made from another plan.
-        CubeError: Another process writes the cube, or jobs failed.
+        CubeError: Another process writes the cube, the disk is full, or jobs failed.
         UsageError: Contradictory arguments.
     """
     started = time.perf_counter()
-    _check_arguments(config, root, on_error, workers)
+    _check_arguments(config, root, on_error, workers, max_skipped)
     require_little_endian()
     for name in modalities or ():
         modality(name)
@@ -118,26 +98,26 @@ def ingest(
     source = restrict(source, modalities, domains)
     options = Options(codec, shard, _averages(config, source), _level_sizes(config, source), skip=on_error == "skip")
     path = Path(cube).absolute()
-    with writer_lock(path):
-        plan = Planner(source, options).plan()
-        run = _Run(path, plan, progress or silent, started)
-        if run.prepare(overwrite):
-            return run.report(already_complete=True)
-        run.work(workers, scheduler)
-        run.finish()
-        return run.report(already_complete=False)
+    with writer_lock(path), _disk_full_is_an_error(path):
+        run = _Run(path, Planner(source, options).plan(), progress or silent)
+        complete = run.prepare(overwrite)
+        if not complete:
+            run.work(workers, scheduler)
+            run.finish()
+        return run.report(complete, max_skipped, started)
 
 
 class _Run:
     """The state of one ingest while it holds the writer lock."""
 
-    def __init__(self, path: Path, plan: Plan, progress: Progress, started: float):
-        self._path, self._plan, self._progress, self._started = path, plan, progress, started
+    def __init__(self, path: Path, plan: Plan, progress: Progress):
+        self._path, self._plan, self._progress = path, plan, progress
         self._journal = Journal(path)
         self._states = {job.id: job.state(plan.digest) for job in plan.jobs}
         self._done: dict[str, Entry] = {}
         self._reused = 0
-        self._origins = Origins(plan)
+        n_patches = len(plan.template.columns["patch_id"])
+        self._origins = Origins(plan.jobs, n_patches, min(min(group.gsd) for group in plan.template.groups))
 
     def prepare(self, overwrite: bool) -> bool:
         """Make the store, or find what an earlier run finished; True when there is nothing to do."""
@@ -148,6 +128,7 @@ class _Run:
         if not self._path.exists():
             create_store(partial, self._plan.template)
             partial.rename(self._path)
+            reach("store")
         swept = sweep(self._path)
         if swept:
             logger.info("%s: removed %d leftovers of a stopped run", self._path, swept)
@@ -193,29 +174,38 @@ class _Run:
             return True
         raise OutputExistsError(f"{self._path}: a cube exists, {difference}. Pass --overwrite to replace it.")
 
-    def work(self, workers: int, scheduler: str | None) -> None:
-        """Do the jobs that are not done."""
-        total = len(self._plan.jobs)
-        self._progress(STAGE, len(self._done), total)
+    def work(self, workers: int | None, scheduler: str | None) -> None:
+        """Do the jobs that are not done, then again those with patches that lie elsewhere, without these."""
+        self._progress(STAGE, len(self._done), len(self._plan.jobs))
         for job in self._plan.jobs:
             entry = self._done.get(job.id)
             if entry is not None and entry.result is not None:
-                self._origins.add(job, entry.result.origins)
-        failures: list[tuple[Job, Exception]] = []
+                self._origins.put(job, entry.result.origins)
         todo = [job for job in self._plan.jobs if job.id not in self._done]
-        for job, result in run_jobs(todo, str(self._path), workers, scheduler):
-            if isinstance(result, FlairhubError):
-                raise result
+        workers = choose_workers(todo) if workers is None else workers
+        self._do(todo, workers, scheduler)
+        misplaced = self._origins.misplaced()
+        again = [job for job in self._plan.jobs if job.id in misplaced]
+        self._do([replace(job, problems={**job.problems, **misplaced[job.id]}) for job in again], 0, None)
+
+    def _do(self, jobs: Sequence[Job], workers: int, scheduler: str | None) -> None:
+        failures: list[tuple[Job, Exception]] = []
+        for job, result in run_jobs(jobs, str(self._path), workers, scheduler):
             if isinstance(result, Exception):
+                if isinstance(result, FlairhubError) or _is_disk_full(result):
+                    raise result
                 failures.append((job, result))
                 continue
-            self._origins.add(job, result.origins)
+            reach("shard")
+            self._origins.put(job, result.origins)
+            if not job.skip:
+                self._origins.check(job)
             state = self._states[job.id]
             self._journal.append(result, state)
             self._done[job.id] = Entry(job.id, state, result.files, result.skipped, result)
-            self._progress(STAGE, len(self._done), total)
+            self._progress(STAGE, len(self._done), len(self._plan.jobs))
         if failures:
-            raise CubeError(_failure_message(failures, total))
+            raise CubeError(_failure_message(failures, len(self._plan.jobs)))
 
     def finish(self) -> None:
         """Write what the jobs found and mark the cube complete."""
@@ -235,63 +225,55 @@ class _Run:
             results[group.name] = GroupResult(present, attributes)
         if not any(result.present.any() for result in results.values()):
             raise DataError(f"{self._path}: every patch was skipped, the cube would be empty.")
-        finish_store(self._path, self._plan.template, self._origins.values, results)
+        # A worker that was killed left its temporary file although its job was done again elsewhere.
+        sweep(self._path)
+        write_report(self._path, self._plan.jobs, self._done)
+        self._to_disk()
+        finish_store(self._path, self._plan.template, self._origins.chosen(), results)
         self._journal.rewrite(self._done.values())
         open_cube(self._path)
 
-    def report(self, already_complete: bool) -> IngestReport:
-        """Return what was done."""
-        skipped = [
-            (job.modality, patch_id, reason)
-            for job in self._plan.jobs
-            for patch_id, reason in self._done[job.id].skipped
-        ]
+    def _to_disk(self) -> None:
+        """Have the shards on disk before the cube is called complete; until then their lengths are compared."""
+        for entry in self._done.values():
+            for name in entry.files:
+                descriptor = os.open(self._path / name, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+
+    def report(self, already_complete: bool, max_skipped: float, started: float) -> IngestReport:
+        """Return what was done since `started` (seconds of `time.perf_counter`)."""
         return IngestReport(
             cube=self._path,
             modalities=tuple(group.name for group in self._plan.template.groups),
             n_patches=len(self._plan.template.columns["patch_id"]),
+            n_files=sum(file is not None for job in self._plan.jobs for file in job.files),
             n_jobs=len(self._plan.jobs),
             n_reused=self._reused,
-            skipped=tuple(skipped),
+            skipped=tuple(skipped_patches(self._plan.jobs, self._done)),
+            max_skipped=max_skipped,
             n_bytes=sum(file.stat().st_size for file in self._path.rglob("*") if file.is_file()),
-            seconds=time.perf_counter() - self._started,
+            seconds=time.perf_counter() - started,
             already_complete=already_complete,
         )
 
 
-class Origins:
-    """Where patches lie, told by every modality's files: they must agree to 0.01 pixel of the finest."""
-
-    def __init__(self, plan: Plan):
-        """Start without any origin."""
-        n_patches = len(plan.template.columns["patch_id"])
-        self.values: NDArray[np.float64] = np.full((n_patches, 2), np.nan)
-        self._said_by = np.full(n_patches, "", dtype=object)
-        self._tolerance = ALIGNMENT_TOLERANCE_PX * min(min(group.gsd) for group in plan.template.groups)
-
-    def add(self, job: Job, origins: NDArray[np.float64]) -> None:
-        """Take a job's origins.
-
-        Raises:
-            DataError: A file lies elsewhere than another modality's file of the same patch.
-        """
-        for row, origin in enumerate(origins):
-            if np.isnan(origin).any():
-                continue
-            position = job.first + row
-            known = self.values[position]
-            if np.isnan(known).any():
-                self.values[position], self._said_by[position] = origin, job.files[row]
-            elif (abs(known - origin) > self._tolerance).any():
-                raise DataError(
-                    f"{job.files[row]}: upper left corner {_point(origin)}, expected {_point(known)} as in "
-                    f"{self._said_by[position]}. All modalities of a patch cover the same ground "
-                    f"(tolerance {self._tolerance:g} m)."
-                )
+@contextmanager
+def _disk_full_is_an_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if not _is_disk_full(error):
+            raise
+        raise CubeError(
+            f"{path}: {error.strerror}. What is finished stays valid: make room and run the same command again."
+        ) from error
 
 
-def _point(origin: NDArray[np.float64]) -> str:
-    return f"({origin[0]:.3f}, {origin[1]:.3f})"
+def _is_disk_full(error: object) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _failure_message(failures: Sequence[tuple[Job, Exception]], total: int) -> str:
@@ -303,12 +285,14 @@ def _failure_message(failures: Sequence[tuple[Job, Exception]], total: int) -> s
     return f"{len(failures)} of {total} shards failed, the others are done; run again to continue.\n{shown}"
 
 
-def _check_arguments(config: Any, root: Any, on_error: str, workers: int) -> None:
+def _check_arguments(config: Any, root: Any, on_error: str, workers: int | None, max_skipped: float) -> None:
     if config is None and root is None:
         raise UsageError("nothing to ingest: pass a configuration (--config) or a folder (--root).")
     if on_error not in ("raise", "skip"):
         raise UsageError(f"on_error: got {on_error!r}, expected raise or skip.")
-    if workers < 0:
+    if not 0 <= max_skipped <= 1:
+        raise UsageError(f"max_skipped: got {max_skipped}, expected a share between 0 and 1.")
+    if workers is not None and workers < 0:
         raise UsageError(f"workers: got {workers}, expected 0 or more.")
 
 

@@ -61,7 +61,7 @@ def test_command_line(files: PatchFiles, tmp_path: Path, capsys: pytest.CaptureF
     code, out, err = run("ingest", "--root", files.folder, "--cube", cube, "--on-error", "skip")
     assert code == 1
     assert f"skipped DEM_ELEV {files.patch_ids[2]}" in out
-    assert "1 patches were bad" in err
+    assert "1 of 16 files were bad" in err
     files.csvs["train"].write_text(files.csvs["train"].read_text().replace("DEM_ELEV", "DEM", 1))
     code, _, err = run("ingest", "--config", config, "--cube", tmp_path / "d.zarr")
     assert (code, "column DEM_ELEV is missing" in err) == (1, True)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
+from comparisons import same_tree
 from makers import PatchFiles, date_entry, make_patch_files, write_dates, write_patch, write_train_config
 from rasterio.transform import from_origin
 
 import flairhub as fh
 from flairhub.config import load_train_config
-from flairhub.errors import DataError
+from flairhub.cube.verify import verify
+from flairhub.errors import DataError, UsageError
+from flairhub.ingest.origins import Origins
 
 NAMES = ("AERIAL_RGBI", "DEM_ELEV", "SENTINEL1-ASC_TS", "AERIAL_LABEL-COSIA")
 SIZES = {"AERIAL_RGBI": 16, "DEM_ELEV": 16, "AERIAL_LABEL-COSIA": 16, "SENTINEL1-ASC_TS": 4}
@@ -167,16 +172,103 @@ def test_bad_files(files: PatchFiles, tmp_path: Path, kind: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         fh.ingest(root=files.folder, cube=cube)
     assert caught.value.exit_code == 1
-    if kind in ("half a pixel", "first bomb"):
-        return
     # The same file in an otherwise good data set can be left out by choice.
     report = fh.ingest(root=files.folder, cube=cube, on_error="skip")
-    assert [patch_id for _, patch_id, _ in report.skipped] == [files.patch_ids[2]]
+    bad = 0 if kind == "first bomb" else 2
+    assert [patch_id for _, patch_id, _ in report.skipped] == [files.patch_ids[bad]]
     stored = fh.open_cube(cube)
     name = report.skipped[0][0]
-    assert stored.present(name).tolist() == [True, True, False, True]
+    assert stored.present(name).tolist() == [position != bad for position in range(4)]
     if name == "SENTINEL1-ASC_TS":
         assert stored.series(name).n_dates[2] == 0
+    assert verify(stored).damage == (), "no chunk of the skipped patch"
+    noted = json.loads((cube / "ingest/report.json").read_text())
+    assert noted["files"] == dict.fromkeys(NAMES, 4)
+    assert noted["skipped"] == [{"modality": name, "patch_id": files.patch_ids[bad], "reason": report.skipped[0][2]}]
+    origins = np.array([files.origins[patch_id] for patch_id in files.patch_ids])
+    np.testing.assert_allclose(np.stack([stored.patches.x_min, stored.patches.y_max], 1), origins, atol=1e-6)
+
+
+def test_where_modalities_disagree_the_majority_is_right_in_any_order(files: PatchFiles, tmp_path: Path) -> None:
+    """The first modality's file is the one that is off; interrupted between the two passes, too."""
+    x, y = files.origins[files.patch_ids[2]]
+    rewrite(files, "AERIAL_RGBI", transform=from_origin(x + 3.2, y, 6.4, 6.4))
+    options = {"root": files.folder, "on_error": "skip", "shard": 2}
+    report = fh.ingest(cube=tmp_path / "c.zarr", **options)  # type: ignore[arg-type]
+    ((name, patch_id, reason),) = report.skipped
+    assert (name, patch_id) == ("AERIAL_RGBI", files.patch_ids[2])
+    assert "expected (489921.600, 6839590.400) as in " in reason
+    assert "_DEM_ELEV_" in reason
+    assert fh.open_cube(tmp_path / "c.zarr").patches.x_min[2] == pytest.approx(x)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Origins, "misplaced", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            fh.ingest(cube=tmp_path / "d.zarr", **options)  # type: ignore[arg-type]
+    assert fh.ingest(cube=tmp_path / "d.zarr", **options).n_reused == 8  # type: ignore[arg-type]
+    assert same_tree(tmp_path / "d.zarr", tmp_path / "c.zarr")
+
+
+def test_an_odd_first_file_is_outvoted(files: PatchFiles, tmp_path: Path) -> None:
+    rewrite(files, "DEM_ELEV", 0, np.zeros((2, 8, 8), dtype=np.float32), transform=from_origin(0, 0, 12.8, 12.8))
+    report = fh.ingest(root=files.folder, cube=tmp_path / "c.zarr", on_error="skip")
+    assert [entry[:2] for entry in report.skipped] == [("DEM_ELEV", files.patch_ids[0])]
+
+
+def test_how_much_may_be_skipped(files: PatchFiles, tmp_path: Path) -> None:
+    truncate(files)
+    cube = tmp_path / "c.zarr"
+    options = {"root": files.folder, "cube": cube, "on_error": "skip"}
+    report = fh.ingest(**options)  # type: ignore[arg-type]
+    assert (report.n_files, report.skipped_share, report.too_many_skipped) == (16, 1 / 16, True)
+    again = fh.ingest(**options, max_skipped=0.0625)  # type: ignore[arg-type]
+    assert (again.already_complete, again.skipped, again.too_many_skipped) == (True, report.skipped, False)
+    with pytest.raises(UsageError, match=r"max_skipped: got 2, expected a share between 0 and 1"):
+        fh.ingest(**options, max_skipped=2)  # type: ignore[arg-type]
+
+
+def test_a_series_without_a_usable_date(tmp_path: Path) -> None:
+    names = ("SENTINEL2_TS", "SENTINEL2_MSK-SC", "AERIAL_LABEL-COSIA")
+    files = make_patch_files(tmp_path / "files", n_rois=1, modalities=names)
+    mask = files.arrays["SENTINEL2_MSK-SC"]
+    for patch_id in files.patch_ids:
+        mask[patch_id][:] = 0
+    mask[files.patch_ids[1]][:] = 100
+    for patch_id in files.patch_ids:
+        write_patch(files.files["SENTINEL2_MSK-SC"][patch_id], mask[patch_id], files.origins[patch_id])
+    steps = {"filter_sentinel2": True, "temporal_average_sentinel2": "monthly"}
+    config = write_train_config(tmp_path / "config", files, modalities={"pre_processings": steps})
+    fh.ingest(load_train_config(config), cube=tmp_path / "c.zarr")
+    cube = fh.open_cube(tmp_path / "c.zarr")
+    means = cube.averages("SENTINEL2_TS")["monthly"]
+    assert means.n_observations.sum(axis=1).astype(bool).tolist() == [True, False, True, True]
+    assert np.isnat(means.dates[1]).all()
+    assert not cube.read_average("SENTINEL2_TS", "monthly", [1]).any()
+    assert cube.series("SENTINEL2_TS").n_dates[1] == len(files.arrays["SENTINEL2_TS"][files.patch_ids[1]])
+
+
+BOMB = """
+import sys
+import flairhub as fh
+from flairhub.errors import DataError
+try:
+    fh.ingest(root=sys.argv[1], cube=sys.argv[2], modalities=["DEM_ELEV"])
+except DataError as error:
+    print(error)
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
+@pytest.mark.parametrize("index", [0, 2])
+def test_a_refused_bomb_takes_no_memory(files: PatchFiles, tmp_path: Path, index: int) -> None:
+    """3 kB that declare 300000 x 300000 px; the whole process stays below 200 MB."""
+    bomb(files, index)
+    assert files.files["DEM_ELEV"][files.patch_ids[index]].stat().st_size < 3000
+    arguments = [sys.executable, "-c", BOMB, str(files.folder), str(tmp_path / "c.zarr")]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True)
+    message, peak_kib = done.stdout.strip().split("\n")
+    assert "300000 x 300000 px" in message
+    assert int(peak_kib) * 1024 < 200e6
 
 
 def test_a_fixed_file_continues(files: PatchFiles, tmp_path: Path) -> None:
