@@ -164,6 +164,7 @@ class ZonalConfig(Section):
     precision: Literal["float32", "bf16"] = "float32"
     flips: Flag = False
     missing: Literal["nodata", "drop"] = "nodata"
+    align: Literal["strict", "resample"] = "strict"
 
     write_confidence: Flag = False
     write_polygons: Literal[False, "gpkg", "parquet"] = False

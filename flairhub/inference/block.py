@@ -208,7 +208,7 @@ def _predict_fine(
         valid &= weight > 0
         probabilities = {task: values / np.where(weight > 0, weight, np.float32(1)) for task, values in sums.items()}
         return {
-            (task, output): read_probabilities(values, output)
+            (task, output): read_probabilities(values.astype(np.float32, copy=False), output)
             for task, values in probabilities.items()
             for output in outputs
         }, valid

@@ -57,6 +57,7 @@ def open_zone(config: ZonalConfig | str | Path) -> Zone:
             margin_px=config.margin,
             output_px_m=config.output_px_meters,
             batch_size=config.batch_size,
+            resample=config.align == "resample",
         )
     except UsageError as error:
         raise ConfigError("zonal configuration", [str(error)]) from None

@@ -67,7 +67,9 @@ def write_task_polygons(extras: Extras, store: BlockStore, task: Task, box: GeoB
     def read(rows: Span, cols: Span) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         classes = store.read(task.label, rows, cols)[0]
         confidence = store.read(confidence_array(task.label), rows, cols)[0]
-        return classes, np.where(confidence == IGNORE_INDEX, 0, confidence).astype(np.float32) / CONFIDENCE_SCALE
+        return classes, np.where(confidence == IGNORE_INDEX, 0, confidence / np.float32(CONFIDENCE_SCALE)).astype(
+            np.float32
+        )
 
     polygons = trace(read, box.height, box.width, PIECE_PX)
     path.unlink(missing_ok=True)

@@ -10,14 +10,18 @@ from typing import Any
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio.enums import MaskFlags
+from rasterio.enums import MaskFlags, Resampling
 from rasterio.errors import RasterioError
+from rasterio.transform import Affine
+from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from flairhub.errors import DataError, ZoneError
 from flairhub.geo import GeoBox, geobox_of
 from flairhub.inference.handles import borrowed
+from flairhub.inference.mosaics import colourless_vrt, mosaic_files
 from flairhub.inference.windows import mirrored
+from flairhub.modalities import MODALITIES
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class RasterSource:
         has_mask: The file carries a validity mask.
         ratio: Finest pixels of the zone per pixel.
         stamp: Size in bytes and modification time in ns, to recognise the file later.
+        driver: The only GDAL driver that opens it.
+        warped: `geobox` is another grid than the file's: pixels are resampled while reading.
     """
 
     name: str
@@ -47,6 +53,8 @@ class RasterSource:
     has_mask: bool
     ratio: Fraction
     stamp: tuple[int, int]
+    driver: str = "GTiff"
+    warped: bool = False
 
     @property
     def is_integer(self) -> bool:
@@ -58,7 +66,7 @@ def describe_raster(path: Path, name: str, key: str) -> RasterSource:
     """Read the header of a GeoTIFF.
 
     Args:
-        path: The file; opened with the GTiff driver only.
+        path: The file; opened with the GTiff driver only, or a VRT mosaic (`.vrt`) of GeoTIFFs beside it.
         name: Modality or quality-mask name.
         key: Configuration key that names the file, for messages.
 
@@ -71,8 +79,11 @@ def describe_raster(path: Path, name: str, key: str) -> RasterSource:
     """
     if not path.is_file():
         raise ZoneError(f"{key}: no file {path}. Expected a GeoTIFF.")
+    driver, files = "GTiff", [path]
+    if path.suffix.lower() == ".vrt":
+        driver, files = "VRT", [path, *mosaic_files(path, key)]
     try:
-        with rasterio.open(path, driver="GTiff", sharing=False) as dataset:
+        with rasterio.open(path, driver=driver, sharing=False) as dataset:
             geobox = geobox_of(dataset, f"{key}: {path}")
             dtypes, nodata, count = set(dataset.dtypes), dataset.nodata, dataset.count
             flags = dataset.mask_flag_enums[0]
@@ -84,7 +95,7 @@ def describe_raster(path: Path, name: str, key: str) -> RasterSource:
         raise ZoneError(f"{key}: {path} has pixel type {', '.join(sorted(dtypes))}, expected one real number type.")
     if not geobox.crs_wkt:
         raise DataError(f"{key}: {path} has no CRS. Expected one, e.g. EPSG:2154; assign it to the file.")
-    stat = path.stat()
+    stats = [file.stat() for file in files]
     return RasterSource(
         name=name,
         path=str(path),
@@ -95,7 +106,8 @@ def describe_raster(path: Path, name: str, key: str) -> RasterSource:
         nodata=nodata,
         has_mask=has_mask,
         ratio=Fraction(1),
-        stamp=(stat.st_size, stat.st_mtime_ns),
+        stamp=(sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)),
+        driver=driver,
     )
 
 
@@ -120,10 +132,14 @@ def read_region(
     col_index = mirrored(*cols, source.geobox.width)
     row0, col0 = int(row_index.min()), int(col_index.min())
     window = Window(col0, row0, int(col_index.max()) + 1 - col0, int(row_index.max()) + 1 - row0)
+    mask: NDArray[np.bool_] | None
     try:
-        with borrowed(source.path) as dataset:
-            values = dataset.read(window=window)
-            mask = dataset.read_masks(1, window=window) > 0 if source.has_mask else None
+        with borrowed(source.path, source.driver) as dataset:
+            if source.warped:
+                values, mask = _read_warped(dataset, source, window)
+            else:
+                values = dataset.read(window=window)
+                mask = dataset.read_masks(1, window=window) > 0 if source.has_mask else None
     except RasterioError as error:
         raise DataError(
             f"{source.path}: cannot read rows {row0}-{row0 + window.height - 1}, columns {col0}-"
@@ -136,6 +152,24 @@ def read_region(
     if source.n_dates:
         values = values.reshape(source.n_dates, source.n_bands, *values.shape[1:])
     return values, mask
+
+
+def _read_warped(dataset: Any, source: RasterSource, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Resample onto the source's grid: bilinear for images and series, nearest for masks and for the own grid."""
+    box = source.geobox
+    smooth = MODALITIES[source.name].is_input and source.ratio != 1
+    options: dict[str, Any] = {
+        "crs": box.crs_wkt,
+        "transform": Affine(*box.transform),
+        "height": box.height,
+        "width": box.width,
+        "resampling": Resampling.bilinear if smooth else Resampling.nearest,
+        "add_alpha": True,
+    }
+    # Through a VRT without colours: GDAL would weigh by a fourth band that it takes for transparency.
+    with rasterio.open(colourless_vrt(dataset), driver="VRT") as plain, WarpedVRT(plain, **options) as warped:
+        bands = list(range(1, dataset.count + 1))
+        return warped.read(bands, window=window), warped.read(dataset.count + 1, window=window) > 0
 
 
 def _is_run(positions: NDArray[np.int64]) -> bool:

@@ -111,6 +111,12 @@ class _Target:
         return self.folder / f".{self.name}.unfinished"
 
     @property
+    def layers(self) -> list[Layer]:
+        """Rasters per task."""
+        layers: list[Layer] = [self.output_type]
+        return [*layers, "confidence"] if self.extras.confidence else layers
+
+    @property
     def digest(self) -> str:
         """Hash of everything: files of another target are not this one's."""
         return hashlib.sha256(repr(self).encode()).hexdigest()
@@ -286,7 +292,7 @@ def _finish(plan: MapPlan, ref: ModelRef, work: Work, target: _Target, report: P
         for task in ref.tasks:
             _write_task(plan, task, work.store, target, folder, report)
         if target.extras.stac:
-            layers: list[Layer] = [target.output_type, *(["confidence"] if target.extras.confidence else [])]
+            layers = target.layers
             files = {map_name(target.name, task.label, layer): (layer, task) for task in ref.tasks for layer in layers}
             item = stac_item(plan.zone, ref.tasks, target.name, files, target.tags)
             write_atomically(folder / f"{target.name}_stac.json", item)
@@ -304,8 +310,7 @@ def _finish(plan: MapPlan, ref: ModelRef, work: Work, target: _Target, report: P
 
 def _write_task(plan: MapPlan, task: Task, store: BlockStore, target: _Target, folder: Path, report: Progress) -> None:
     box, extras = plan.zone.output_geobox, target.extras
-    layers: list[Layer] = [target.output_type, *(["confidence"] if extras.confidence else [])]
-    for layer in layers:
+    for layer in target.layers:
         spec = MapSpec(task, layer, box, target.tags, target.cog, extras.language)
         write_map(spec, store, folder / map_name(target.name, task.label, layer), report)
     if target.output_type == "argmax":

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from flairhub.errors import ZoneError
 from flairhub.geo import ALIGNMENT_TOLERANCE_PX, GeoBox, crs_name, same_crs
+from flairhub.inference.align import warped_onto
 from flairhub.inference.dates import read_dates
 from flairhub.inference.rasters import RasterSource, describe_raster
 from flairhub.inference.resample import output_length, output_ratio
@@ -119,6 +120,7 @@ def build_zone(
     margin_px: int,
     output_px_m: float | None = None,
     batch_size: int = 1,
+    resample: bool = False,
 ) -> Zone:
     """Check rasters from their headers and fit their grids.
 
@@ -128,6 +130,7 @@ def build_zone(
         margin_px: Margin in finest pixels.
         output_px_m: Pixel of the maps; None = the finest grid.
         batch_size: Windows per call of the network.
+        resample: Warp rasters of another CRS, extent or pixel onto the finest raster's grid and extent.
 
     Raises:
         ZoneError: A raster is missing or no GeoTIFF, numbers of bands and dates do not fit, or grids do not.
@@ -151,6 +154,9 @@ def build_zone(
             quality[request.name] = _split_bands(mask, request, len(dates[request.name]))
     # The finest pixel leads; of equally fine modalities the first in network order.
     finest = min(sources.values(), key=lambda source: source.geobox.x_res)
+    if resample:
+        sources, quality = warped_onto(finest, sources, quality)
+        finest = sources[finest.name]
     sources = {name: _fitted(source, finest) for name, source in sources.items()}
     for name, mask in quality.items():
         quality[name] = _same_grid(_fitted(mask, finest), sources[name])
@@ -207,7 +213,7 @@ def _fitted(source: RasterSource, finest: RasterSource) -> RasterSource:
         raise ZoneError(
             f"{source.name}: {source.path} covers {_bounds(coarse)}, but {finest.name} ({finest.path}) covers "
             f"{_bounds(fine)} (left, bottom, right, top; tolerance {ALIGNMENT_TOLERANCE_PX} px). "
-            f"Crop them to one footprint."
+            f"Crop them to one footprint, or set align: resample."
         )
     ratio = Fraction(fine.width, coarse.width)
     if ratio != Fraction(fine.height, coarse.height) or ratio.denominator > MAX_RATIO_DENOMINATOR or ratio < 1:
