@@ -185,7 +185,7 @@ def _open(path: str) -> Iterator[tuple[Any, GeoBox]]:
                 # Not rasterio.open: it sets up and takes down all of GDAL's settings again for every file.
                 source: Any = DatasetReader(Path(path).absolute(), **options)
             else:
-                source = stack.enter_context(MemoryFile(content)).open(**options)
+                source = DatasetReader(stack.enter_context(MemoryFile(content)).name, **options)
         except (rasterio.errors.RasterioError, OSError) as error:
             if content is None and not os.path.isfile(path):
                 raise DataError(f"{path}: no such file.") from None

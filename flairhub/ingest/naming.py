@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flairhub.errors import DataError
+from flairhub.ingest.archives import list_members
 from flairhub.modalities import MODALITIES, Modality
 
 logger = logging.getLogger(__name__)
+
+_SUFFIXES = (".tif", ".tiff")
 
 _PATCH_ID = re.compile(
     r"(?P<domain>[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*)_(?P<roi>[A-Za-z0-9][\w-]*)_(?P<row>\d{1,9})-(?P<col>\d{1,9})"
@@ -67,12 +70,13 @@ class FoundFile:
 
 
 def scan_folder(root: Path) -> Mapping[str, list[FoundFile]]:
-    """List the files of a data set in the published layout, by modality.
+    """List the files of a data set in the published layout, by modality, also inside its zip archives.
 
-    Folders of other names and files that are no `.tif` are ignored, the former with a log message.
+    Folders of other names and files that are no `.tif` are ignored, the former with a log message. An archive holds
+    `<DOMAIN>_<MODALITY>/<ROI>/...`, or the ROI folders alone when it is named `<DOMAIN>_<MODALITY>.zip`.
 
     Raises:
-        DataError: A `.tif` whose name does not fit its folders.
+        DataError: A `.tif` whose name does not fit its folders, or an archive that cannot be trusted.
     """
     found: dict[str, list[FoundFile]] = {}
     for folder in sorted(_folders(root)):
@@ -84,18 +88,45 @@ def scan_folder(root: Path) -> Mapping[str, list[FoundFile]]:
             continue
         for roi in sorted(_folders(folder)):
             found.setdefault(name, []).extend(_scan_roi(roi, domain, row))
+    for archive in sorted(entry.path for entry in os.scandir(root) if entry.is_file()):
+        if archive.lower().endswith(".zip"):
+            for name, file in _scan_archive(archive):
+                found.setdefault(name, []).append(file)
     return found
 
 
 def _scan_roi(folder: Path, domain: str, row: Modality) -> Iterator[FoundFile]:
-    prefix = f"{domain}_{row.name}_{folder.name}_"
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if not entry.name.lower().endswith((".tif", ".tiff")):
+        if entry.name.lower().endswith(_SUFFIXES):
+            yield _found(entry.path, entry.name, folder.name, domain, row)
+
+
+def _scan_archive(archive: str) -> Iterator[tuple[str, FoundFile]]:
+    """Yield the modality and the file of every `.tif` in an archive."""
+    own = os.path.basename(archive)[: -len(".zip")]
+    for member in list_members(archive):
+        if not member.lower().endswith(_SUFFIXES):
             continue
-        stem = entry.name.rsplit(".", 1)[0]
-        if not stem.startswith(prefix):
-            raise DataError(f"{entry.path}: expected a file named {prefix}<row>-<col>.tif in this folder.")
-        yield FoundFile(parse_patch_id(f"{domain}_{folder.name}_{stem[len(prefix) :]}", entry.path), entry.path)
+        parts = member.split("/")
+        if len(parts) < 2:
+            raise DataError(f"{archive}/{member}: expected a file in a folder <ROI> of the archive.")
+        group, roi, file_name = parts[-3] if len(parts) > 2 else own, parts[-2], parts[-1]
+        domain, _, name = group.partition("_")
+        row = MODALITIES.get(name)
+        if row is None:
+            raise DataError(
+                f"{archive}/{member}: {group} is not <DOMAIN>_<MODALITY>. Expected such a folder in the archive, or "
+                "such a name of the archive itself."
+            )
+        yield name, _found(f"{archive}/{member}", file_name, roi, domain, row)
+
+
+def _found(path: str, file_name: str, roi: str, domain: str, row: Modality) -> FoundFile:
+    prefix = f"{domain}_{row.name}_{roi}_"
+    stem = file_name.rsplit(".", 1)[0]
+    if not stem.startswith(prefix):
+        raise DataError(f"{path}: expected a file named {prefix}<row>-<col>.tif in this folder.")
+    return FoundFile(parse_patch_id(f"{domain}_{roi}_{stem[len(prefix) :]}", path), path)
 
 
 def _folders(folder: Path) -> list[Path]:

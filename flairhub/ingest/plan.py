@@ -17,6 +17,7 @@ from flairhub.cube.spec import FORMAT_VERSION, NO_DAY, average_spec, data_spec
 from flairhub.cube.template import AverageTemplate, CubeTemplate, GroupTemplate
 from flairhub.errors import DataError, UsageError
 from flairhub.geo import ALIGNMENT_TOLERANCE_PX, crs_name, same_crs
+from flairhub.ingest.archives import file_exists
 from flairhub.ingest.geotiff import Expectation, Header, gdal, read_header
 from flairhub.ingest.job import Job, digest
 from flairhub.ingest.sources import Source
@@ -127,7 +128,7 @@ class Planner:
         return Plan(template, tuple(jobs), {group.name: self._levels(group.name) for group in groups})
 
     def _check_files(self) -> None:
-        missing = [path for paths in self._source.files.values() for path in paths if path and not os.path.isfile(path)]
+        missing = [path for paths in self._source.files.values() for path in paths if path and not file_exists(path)]
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise DataError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flairhub.errors import DataError, UsageError
+from flairhub.ingest.archives import file_exists, list_members
 from flairhub.ingest.naming import FoundFile, PatchKey, parse_patch_id, scan_folder
 from flairhub.ingest.tables import CsvTable, read_csv, read_splits
 from flairhub.modalities import INPUTS, LABELS, MODALITIES, modality
@@ -98,7 +99,7 @@ def _cell_path(cell: str, table: CsvTable, where: str, data_root: Path | None) -
 
 
 def source_of_folder(root: Path) -> Source:
-    """Collect all files of a folder in the published layout.
+    """Collect all files of a folder in the published layout, also inside its zip archives.
 
     Splits come from `GLOBAL_ALL_MTD/GLOBAL_ALL_MTD_SPLIT.gpkg`, else from CSVs in the folder named after their split
     (`train...csv`, `val...csv`, `test...csv`); without either they stay empty.
@@ -118,8 +119,19 @@ def source_of_folder(root: Path) -> Source:
     keys: set[PatchKey] = {key for entries in placed.values() for key in entries}
     ordered = tuple(sorted(keys))
     files = {name: tuple(placed[name].get(key) for key in ordered) for name in MODALITIES if placed.get(name)}
-    metadata = root / METADATA_FOLDER
-    return Source(ordered, _folder_splits(root, metadata), files, root, metadata if metadata.is_dir() else None)
+    metadata = _metadata_folder(root)
+    return Source(ordered, _folder_splits(root, metadata), files, root, metadata)
+
+
+def _metadata_folder(root: Path) -> Path | None:
+    """The folder of the GeoPackages, or the place of the same in its zip archive."""
+    folder, archive = root / METADATA_FOLDER, root / f"{METADATA_FOLDER}.zip"
+    if folder.is_dir():
+        return folder
+    if not archive.is_file():
+        return None
+    tables = [member for member in list_members(str(archive)) if member.endswith(".gpkg")]
+    return archive / os.path.dirname(tables[0]) if tables else archive
 
 
 def _date_undated(found: Mapping[str, list[FoundFile]]) -> dict[str, dict[PatchKey, str]]:
@@ -140,7 +152,10 @@ def _date_undated(found: Mapping[str, list[FoundFile]]) -> dict[str, dict[PatchK
         cells.setdefault(_cell(key), []).append(key)
     for name in found.keys() - dated.keys():
         placed[name] = {}
+        seen: dict[PatchKey, str] = {}
         for entry in found[name]:
+            if seen.setdefault(entry.key, entry.path) != entry.path:
+                raise DataError(f"{entry.path}: patch {entry.key.patch_id} exists already: {seen[entry.key]}.")
             for key in cells.get(_cell(entry.key), [] if dated else [entry.key]):
                 placed[name][key] = entry.path
     return placed
@@ -150,8 +165,8 @@ def _cell(key: PatchKey) -> tuple[str, str, int, int]:
     return key.domain.rsplit("-", 1)[0], key.roi, key.row, key.col
 
 
-def _folder_splits(root: Path, metadata: Path) -> dict[str, str]:
-    if (metadata / SPLIT_FILE).is_file():
+def _folder_splits(root: Path, metadata: Path | None) -> dict[str, str]:
+    if metadata is not None and file_exists(str(metadata / SPLIT_FILE)):
         return read_splits(metadata / SPLIT_FILE)
     splits: dict[str, str] = {}
     for path in sorted(root.glob("*.csv")):

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flairhub.errors import DataError
+from flairhub.ingest.archives import read_member, split_member
 from flairhub.timeseries import parse_dates_json
 
 _SQLITE_MAGIC = b"SQLite format 3\x00"
@@ -174,21 +175,31 @@ class _connect:
 
     def __enter__(self) -> sqlite3.Connection:
         path = self._path
+        member = split_member(str(path))
+        content = None if member is None else read_member(member)
         try:
-            with path.open("rb") as stream:
-                magic = stream.read(len(_SQLITE_MAGIC))
+            magic = _head(path) if content is None else content[: len(_SQLITE_MAGIC)]
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
         if magic != _SQLITE_MAGIC:
             raise DataError(f"{path}: not a GeoPackage (it does not start as an SQLite file).")
-        uri = f"file:{quote(str(path.resolve()))}?mode=ro&immutable=1"
-        self._connection = sqlite3.connect(uri, uri=True)
+        if content is None:
+            uri = f"file:{quote(str(path.resolve()))}?mode=ro&immutable=1"
+            self._connection = sqlite3.connect(uri, uri=True)
+        else:
+            self._connection = sqlite3.connect(":memory:")
+            self._connection.deserialize(content)
         self._connection.execute("PRAGMA trusted_schema=OFF")
         self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_CELL)
         return self._connection
 
     def __exit__(self, *_: object) -> None:
         self._connection.close()
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(len(_SQLITE_MAGIC))
 
 
 def _quoted(name: str) -> str:
