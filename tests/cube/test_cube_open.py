@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from makers import PatchFiles
+from makers import PatchFiles, write_train_config
 
 import flairhub as fh
+from flairhub.config import load_train_config
 from flairhub.cube.verify import verify
 from flairhub.errors import CubeError, UsageError
 from flairhub.modalities import MODALITIES
@@ -167,6 +168,51 @@ def test_verify_lists_all_damage(copy: Path, patch_files: PatchFiles) -> None:
     assert all(any(patch_id in message for message in found) for patch_id in patch_files.patch_ids)
     assert sum("SENTINEL1-ASC_TS/date" in message for message in found) == 1
     assert len(found) == 10
+
+
+@pytest.fixture(scope="module")
+def averaged(patch_files: PatchFiles, make_cube: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    steps = {
+        "filter_sentinel2": True,
+        "temporal_average_sentinel2": "semi-monthly",
+        "temporal_average_sentinel1": "monthly",
+    }
+    folder = write_train_config(tmp_path_factory.mktemp("config"), patch_files, modalities={"pre_processings": steps})
+    return make_cube(patch_files, load_train_config(folder), shard=3)
+
+
+AVERAGES = {"SENTINEL2_TS": "semi-monthly", "SENTINEL1-ASC_TS": "monthly", "SENTINEL1-DESC_TS": "monthly"}
+
+
+def test_xarray_opens_averages_without_a_warning(averaged: Path, patch_files: PatchFiles) -> None:
+    cube = fh.open_cube(averaged)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name, period in AVERAGES.items():
+            group = xr.open_zarr(averaged, group=f"{name}/{period}").load()
+            stored = cube.averages(name)[period]
+            np.testing.assert_array_equal(group.data.values, cube.read_average(name, period, range(8)))
+            np.testing.assert_array_equal(group.n_observations.values, stored.n_observations)
+            np.testing.assert_array_equal(group.date.values.astype("datetime64[D]"), stored.dates)
+            assert group.patch_id.values.tolist() == patch_files.patch_ids
+            assert group.data.dims == ("patch", "period", "band", "y", "x")
+            assert group.band.values.tolist() == list(MODALITIES[name].bands)
+            assert group.attrs["crs_wkt"] == cube.patches.crs_wkt
+            xr.open_zarr(averaged, group=name).load()
+        xr.open_datatree(averaged, engine="zarr").close()
+
+
+def test_verify_finds_damage_of_averages(averaged: Path, tmp_path: Path, patch_files: PatchFiles) -> None:
+    copy = Path(shutil.copytree(averaged, tmp_path / "copy.zarr"))
+    assert verify(fh.open_cube(copy)).damage == ()
+    shard = copy / "SENTINEL2_TS/semi-monthly/data/c/1/0/0/0/0"
+    data = bytearray(shard.read_bytes())
+    data[40] ^= 1
+    shard.write_bytes(data)
+    (copy / "SENTINEL1-ASC_TS/monthly/n_observations/c/2/0").unlink()
+    first, second = verify(fh.open_cube(copy)).damage
+    assert "SENTINEL1-ASC_TS/monthly/n_observations: 1 of 3 chunks are absent" in first
+    assert f"SENTINEL2_TS/semi-monthly/data: chunk 3 (shard 1, patch {patch_files.patch_ids[3]}) is damaged" in second
 
 
 def test_verify_checks_files_and_journal(copy: Path) -> None:
