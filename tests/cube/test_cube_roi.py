@@ -77,6 +77,26 @@ def test_every_pixel_at_its_coordinates(cube: fh.cube.Cube, files: PatchFiles) -
         np.testing.assert_array_equal(unseen, np.full_like(unseen, fill))
 
 
+def test_rasterio_gives_every_pixel_the_same_place(cube: fh.cube.Cube, files: PatchFiles) -> None:
+    """Each pixel of each source file, placed by rasterio, is the mosaic's pixel with these very coordinates."""
+    tree = fh.open_roi(cube, "D012-2019_AF-S1-27")
+    for name in ("AERIAL_RGBI", "DEM_ELEV", "ALL_LABEL-LPIS"):
+        mosaic = tree[name].to_dataset().load()
+        for patch_id, path in files.files[name].items():
+            if not patch_id.startswith("D012"):
+                continue
+            with rasterio.open(path) as source:
+                assert mosaic.rio.crs == source.crs
+                rows, cols = np.mgrid[: source.height, : source.width]
+                xs, ys = source.xy(rows.ravel(), cols.ravel())
+                values = source.read()
+            j = np.searchsorted(mosaic.x.values, np.asarray(xs) - 1e-6)
+            i = len(mosaic.y) - 1 - np.searchsorted(mosaic.y.values[::-1], np.asarray(ys) - 1e-6)
+            np.testing.assert_allclose(mosaic.x.values[j], xs, rtol=0, atol=1e-6)
+            np.testing.assert_allclose(mosaic.y.values[i], ys, rtol=0, atol=1e-6)
+            np.testing.assert_array_equal(mosaic.data.values[:, i, j], values.reshape(len(values), -1))
+
+
 def test_the_transform_is_that_of_the_north_west_patch(cube: fh.cube.Cube, files: PatchFiles) -> None:
     mosaic = fh.open_roi(cube, "D012-2019_AF-S1-27")["SPOT_RGBI"].to_dataset()
     with rasterio.open(files.files["SPOT_RGBI"][files.patch_ids[0]]) as source:
