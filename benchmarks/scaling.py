@@ -86,15 +86,20 @@ def make_dates(root: Path, patches: list[tuple[str, str, int, int]]) -> int:
     folder.mkdir()
     total = 0
     for name, count in N_DATES.items():
-        days = np.linspace(0, 364, count).astype(int) + np.datetime64("2019-01-01")
-        entry = json.dumps({str(i + 1): str(day).replace("-", "") for i, day in enumerate(days)})
+        rng = np.random.default_rng(count)
+        entries: dict[str, str] = {}
+        for _, roi, _, _ in patches:
+            # The patches of an ROI share their dates.
+            if roi not in entries:
+                days = np.sort(rng.choice(365, count, replace=False)) + np.datetime64("2019-01-01")
+                entries[roi] = json.dumps({str(i + 1): str(day).replace("-", "") for i, day in enumerate(days)})
         file = MODALITIES[name].dates_file
         assert file is not None
         connection = sqlite3.connect(folder / file)
         connection.execute("CREATE TABLE gpkg_contents (table_name TEXT)")
         connection.execute("INSERT INTO gpkg_contents VALUES ('dates')")
         connection.execute("CREATE TABLE dates (patch_id TEXT, acquisition_dates TEXT)")
-        rows = ((f"{domain}_{roi}_{i}-{j}", entry) for domain, roi, i, j in patches)
+        rows = ((f"{domain}_{roi}_{i}-{j}", entries[roi]) for domain, roi, i, j in patches)
         connection.executemany("INSERT INTO dates VALUES (?, ?)", rows)
         connection.commit()
         connection.close()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from flairhub.errors import DataError
 from flairhub.ingest.archives import list_members
-from flairhub.modalities import MODALITIES, Modality
+from flairhub.modalities import MODALITIES
 
 logger = logging.getLogger(__name__)
 
@@ -22,9 +22,9 @@ _PATCH_ID = re.compile(
 )
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, slots=True)
 class PatchKey:
-    """Where a patch stands in a cube; keys sort in storage order.
+    """Where a patch stands in a cube; see `storage_order`.
 
     Attributes:
         domain: `<department>-<year>`.
@@ -39,6 +39,11 @@ class PatchKey:
     row: int
     col: int
     patch_id: str
+
+
+def storage_order(key: PatchKey) -> tuple[str, str, int, int, str]:
+    """Sort key: domain, ROI, row, column."""
+    return key.domain, key.roi, key.row, key.col, key.patch_id
 
 
 def parse_patch_id(patch_id: str, where: str) -> PatchKey:
@@ -57,76 +62,80 @@ def parse_patch_id(patch_id: str, where: str) -> PatchKey:
 
 
 @dataclass(frozen=True)
-class FoundFile:
-    """A GeoTIFF of the published layout.
+class FoundFiles:
+    """The GeoTIFFs of a data set in the published layout.
 
     Attributes:
-        key: Its patch; for undated modalities the domain still has the year `195X`.
-        path: Absolute path.
+        keys: Patches by id; those of undated modalities still have the year `195X`.
+        paths: Absolute path by modality and patch id.
     """
 
-    key: PatchKey
-    path: str
+    keys: dict[str, PatchKey]
+    paths: dict[str, dict[str, str]]
 
 
-def scan_folder(root: Path) -> Mapping[str, list[FoundFile]]:
+def scan_folder(root: Path) -> FoundFiles:
     """List the files of a data set in the published layout, by modality, also inside its zip archives.
 
     Folders of other names and files that are no `.tif` are ignored, the former with a log message. An archive holds
     `<DOMAIN>_<MODALITY>/<ROI>/...`, or the ROI folders alone when it is named `<DOMAIN>_<MODALITY>.zip`.
 
     Raises:
-        DataError: A `.tif` whose name does not fit its folders, or an archive that cannot be trusted.
+        DataError: A `.tif` whose name does not fit its folders, a patch twice, or an archive that cannot be trusted.
     """
-    found: dict[str, list[FoundFile]] = {}
+    found = FoundFiles({}, {})
     for folder in sorted(_folders(root)):
         domain, _, name = folder.name.partition("_")
-        row = MODALITIES.get(name)
-        if row is None:
+        if name not in MODALITIES:
             if not folder.name.startswith("GLOBAL"):
                 logger.info("%s: not a folder <DOMAIN>_<MODALITY>, ignored", folder)
             continue
         for roi in sorted(_folders(folder)):
-            found.setdefault(name, []).extend(_scan_roi(roi, domain, row))
+            names = sorted(entry.name for entry in os.scandir(roi))
+            _add(found, str(roi), names, domain, name, roi.name)
     for archive in sorted(entry.path for entry in os.scandir(root) if entry.is_file()):
         if archive.lower().endswith(".zip"):
-            for name, file in _scan_archive(archive):
-                found.setdefault(name, []).append(file)
+            _add_archive(found, archive)
     return found
 
 
-def _scan_roi(folder: Path, domain: str, row: Modality) -> Iterator[FoundFile]:
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.name.lower().endswith(_SUFFIXES):
-            yield _found(entry.path, entry.name, folder.name, domain, row)
-
-
-def _scan_archive(archive: str) -> Iterator[tuple[str, FoundFile]]:
-    """Yield the modality and the file of every `.tif` in an archive."""
+def _add_archive(found: FoundFiles, archive: str) -> None:
     own = os.path.basename(archive)[: -len(".zip")]
+    folders: dict[str, list[str]] = {}
     for member in list_members(archive):
-        if not member.lower().endswith(_SUFFIXES):
-            continue
-        parts = member.split("/")
-        if len(parts) < 2:
-            raise DataError(f"{archive}/{member}: expected a file in a folder <ROI> of the archive.")
-        group, roi, file_name = parts[-3] if len(parts) > 2 else own, parts[-2], parts[-1]
+        if member.lower().endswith(_SUFFIXES):
+            folder, _, file_name = member.rpartition("/")
+            folders.setdefault(folder, []).append(file_name)
+    for folder, names in folders.items():
+        if not folder:
+            raise DataError(f"{archive}/{names[0]}: expected a file in a folder <ROI> of the archive.")
+        parts = folder.split("/")
+        group = parts[-2] if len(parts) > 1 else own
         domain, _, name = group.partition("_")
-        row = MODALITIES.get(name)
-        if row is None:
+        if name not in MODALITIES:
             raise DataError(
-                f"{archive}/{member}: {group} is not <DOMAIN>_<MODALITY>. Expected such a folder in the archive, or "
+                f"{archive}/{folder}: {group} is not <DOMAIN>_<MODALITY>. Expected such a folder in the archive, or "
                 "such a name of the archive itself."
             )
-        yield name, _found(f"{archive}/{member}", file_name, roi, domain, row)
+        _add(found, f"{archive}/{folder}", names, domain, name, parts[-1])
 
 
-def _found(path: str, file_name: str, roi: str, domain: str, row: Modality) -> FoundFile:
-    prefix = f"{domain}_{row.name}_{roi}_"
-    stem = file_name.rsplit(".", 1)[0]
-    if not stem.startswith(prefix):
-        raise DataError(f"{path}: expected a file named {prefix}<row>-<col>.tif in this folder.")
-    return FoundFile(parse_patch_id(f"{domain}_{roi}_{stem[len(prefix) :]}", path), path)
+def _add(found: FoundFiles, folder: str, names: Iterable[str], domain: str, modality: str, roi: str) -> None:
+    """Add the `.tif` files of one ROI; a patch met before, in another modality, is not taken apart again."""
+    prefix, patch = f"{domain}_{modality}_{roi}_", f"{domain}_{roi}_"
+    paths = found.paths.setdefault(modality, {})
+    for file_name in names:
+        if not file_name.lower().endswith(_SUFFIXES):
+            continue
+        path = f"{folder}/{file_name}"
+        if not file_name.startswith(prefix):
+            raise DataError(f"{path}: expected a file named {prefix}<row>-<col>.tif in this folder.")
+        patch_id = patch + file_name[len(prefix) :].rpartition(".")[0]
+        if patch_id not in found.keys:
+            found.keys[patch_id] = parse_patch_id(patch_id, path)
+        if patch_id in paths:
+            raise DataError(f"{path}: patch {patch_id} exists already: {paths[patch_id]}.")
+        paths[found.keys[patch_id].patch_id] = path
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -309,13 +309,13 @@ class Planner:
     def _plan_digest(self, groups: Sequence[GroupTemplate], expectations: Mapping[str, Expectation]) -> str:
         root = self._source.root
         facts: list[Any] = [FORMAT_VERSION, self._options.codec]
-        facts += [[name, column.tolist()] for name, column in self._columns().items()]
+        facts += [[name, digest(column.tolist())] for name, column in self._columns().items()]
         for group in groups:
             expected = asdict(expectations[group.name]) | {"reference": ""}
             averages = [[average.average, _rule(average.cloud_filter)] for average in group.averages]
             days = None if group.days is None else hashlib.sha256(group.days.tobytes()).hexdigest()
             facts.append([expected, asdict(group.spec) | {"fill": str(group.spec.fill)}, averages, days])
-            facts.append([_relative(path, root) for path in self._source.files[group.name]])
+            facts.append(digest([_relative(path, root) for path in self._source.files[group.name]]))
             facts.append(list(self._levels(group.name)))
         return digest(facts)
 

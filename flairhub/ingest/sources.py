@@ -10,7 +10,7 @@ from typing import Any
 
 from flairhub.errors import DataError, UsageError
 from flairhub.ingest.archives import file_exists, list_members
-from flairhub.ingest.naming import FoundFile, PatchKey, parse_patch_id, scan_folder
+from flairhub.ingest.naming import FoundFiles, PatchKey, parse_patch_id, scan_folder, storage_order
 from flairhub.ingest.tables import CsvTable, read_csv, read_splits
 from flairhub.modalities import INPUTS, LABELS, MODALITIES, modality
 
@@ -77,7 +77,7 @@ def source_of_csvs(
     if not keys:
         listed = ", ".join(str(path) for path in csvs.values()) or "none given"
         raise DataError(f"no patches in the CSVs ({listed}).")
-    ordered = tuple(sorted(keys.values()))
+    ordered = tuple(sorted(keys.values(), key=storage_order))
     root = data_root or Path(os.path.commonpath([table.path.parent.absolute() for table in tables.values()]))
     by_patch = {name: tuple(entry[key.patch_id] for key in ordered) for name, entry in files.items()}
     return Source(ordered, splits, by_patch, root, metadata)
@@ -89,13 +89,14 @@ def _cell_path(cell: str, table: CsvTable, where: str, data_root: Path | None) -
         return None
     if "://" in cell or cell.startswith("/vsi") or "\x00" in cell:
         raise DataError(f"{where}: {cell!r} is not a path of a local file. URLs and GDAL's /vsi paths are not read.")
-    base = table.path.parent.absolute()
-    path = Path(os.path.normpath(base / cell))
-    allowed = data_root.absolute() if data_root else (None if Path(cell).is_absolute() else base)
-    if allowed is not None and not path.is_relative_to(Path(os.path.normpath(allowed))):
+    # Plain text: millions of Path objects would take longer than reading the tables.
+    base = os.path.abspath(table.path.parent)
+    path = os.path.normpath(os.path.join(base, cell))
+    allowed = os.path.abspath(data_root) if data_root else (None if os.path.isabs(cell) else base)
+    if allowed is not None and not path.startswith(allowed.rstrip(os.sep) + os.sep):
         hint = "paths.data_root" if data_root else "the CSV's folder; set paths.data_root to allow a larger one"
         raise DataError(f"{where}: {cell!r} leads to {path}, outside {allowed} ({hint}).")
-    return str(path)
+    return path
 
 
 def source_of_folder(root: Path) -> Source:
@@ -111,14 +112,14 @@ def source_of_folder(root: Path) -> Source:
         raise DataError(f"{root}: no such folder. --root is the folder that holds <DOMAIN>_<MODALITY> folders.")
     root = root.absolute()
     found = scan_folder(root)
-    if not any(found.values()):
+    if not any(found.paths.values()):
         raise DataError(
             f"{root}: no files <DOMAIN>_<MODALITY>/<ROI>/<DOMAIN>_<MODALITY>_<ROI>_<row>-<col>.tif in this folder."
         )
     placed = _date_undated(found)
-    keys: set[PatchKey] = {key for entries in placed.values() for key in entries}
-    ordered = tuple(sorted(keys))
-    files = {name: tuple(placed[name].get(key) for key in ordered) for name in MODALITIES if placed.get(name)}
+    ids = {patch_id for paths in placed.values() for patch_id in paths}
+    ordered = tuple(sorted((found.keys[patch_id] for patch_id in ids), key=storage_order))
+    files = {name: tuple(placed[name].get(key.patch_id) for key in ordered) for name in MODALITIES if placed.get(name)}
     metadata = _metadata_folder(root)
     return Source(ordered, _folder_splits(root, metadata), files, root, metadata)
 
@@ -134,30 +135,26 @@ def _metadata_folder(root: Path) -> Path | None:
     return archive / os.path.dirname(tables[0]) if tables else archive
 
 
-def _date_undated(found: Mapping[str, list[FoundFile]]) -> dict[str, dict[PatchKey, str]]:
+def _date_undated(found: FoundFiles) -> dict[str, dict[str, str]]:
     """Give files of undated domains (`D012-195X`) the domain of the patch at their department, ROI and cell.
 
     Those without such a patch are left out, unless there is nothing but undated files.
+
+    Returns:
+        Path by modality and patch id.
     """
-    dated = {name: entries for name, entries in found.items() if not MODALITIES[name].undated_domain}
-    placed: dict[str, dict[PatchKey, str]] = {}
-    for name, entries in dated.items():
-        placed[name] = {}
-        for entry in entries:
-            if entry.key in placed[name]:
-                raise DataError(f"{entry.path}: patch {entry.key.patch_id} exists already: {placed[name][entry.key]}.")
-            placed[name][entry.key] = entry.path
-    cells: dict[tuple[str, str, int, int], list[PatchKey]] = {}
-    for key in {key for mapping in placed.values() for key in mapping}:
-        cells.setdefault(_cell(key), []).append(key)
-    for name in found.keys() - dated.keys():
-        placed[name] = {}
-        seen: dict[PatchKey, str] = {}
-        for entry in found[name]:
-            if seen.setdefault(entry.key, entry.path) != entry.path:
-                raise DataError(f"{entry.path}: patch {entry.key.patch_id} exists already: {seen[entry.key]}.")
-            for key in cells.get(_cell(entry.key), [] if dated else [entry.key]):
-                placed[name][key] = entry.path
+    placed = {name: paths for name, paths in found.paths.items() if not MODALITIES[name].undated_domain}
+    dated = set().union(*placed.values())
+    cells: dict[tuple[str, str, int, int], list[str]] = {}
+    for patch_id in dated:
+        cells.setdefault(_cell(found.keys[patch_id]), []).append(patch_id)
+    for name in found.paths.keys() - placed.keys():
+        entries = found.paths[name].items()
+        placed[name] = {
+            target: path
+            for patch_id, path in entries
+            for target in cells.get(_cell(found.keys[patch_id]), [] if dated else [patch_id])
+        }
     return placed
 
 

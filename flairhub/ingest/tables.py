@@ -7,9 +7,11 @@ driver guessing, no journal files, nothing in it is run.
 from __future__ import annotations
 
 import csv
+import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote
 
@@ -95,20 +97,47 @@ def read_dates(path: Path, patch_ids: Sequence[str]) -> dict[str, NDArray[np.dat
         DataError: No GeoPackage, or no such columns.
     """
     wanted = set(patch_ids)
-    texts: dict[str, str] = {}
+    texts: dict[str, int] = {}
     found: dict[str, NDArray[np.datetime64] | DataError] = {}
     for patch_id, text in read_geopackage(path, ("patch_id", "acquisition_dates")):
         if patch_id not in wanted:
             continue
-        where = f"{path}: patch {patch_id}"
-        if texts.setdefault(patch_id, text) != text:
-            found[patch_id] = DataError(f"{where} has several entries with different dates. Keep one.")
+        # Of a large data set the texts would fill memory.
+        if texts.setdefault(patch_id, hash(text)) != hash(text):
+            found[patch_id] = DataError(f"{path}: patch {patch_id} has several entries with different dates. Keep one.")
         elif patch_id not in found:
             try:
-                found[patch_id] = parse_dates_json(text, where)
+                dates = _plain_dates(text)
+                found[patch_id] = parse_dates_json(text, f"{path}: patch {patch_id}") if dates is None else dates
             except DataError as error:
                 found[patch_id] = error
     return found
+
+
+@lru_cache(maxsize=4096)
+def _plain_dates(text: str) -> NDArray[np.datetime64] | None:
+    """Return what `parse_dates_json` returns, many times faster, or None when it must look for what is wrong.
+
+    Patches of one ROI often share their dates: the last texts are remembered.
+    """
+    try:
+        entries = json.loads(text)
+        written = [entries[str(position)] for position in range(1, len(entries) + 1)]
+        joined = "".join(written)
+        lengths = {len(day) for day in written}
+    except (TypeError, ValueError, KeyError):
+        return None
+    if not joined.isascii() or not joined.isdigit() or lengths != {8}:
+        return None
+    digits = np.frombuffer(joined.encode(), dtype=np.uint8).reshape(-1, 8).astype(np.int64) - ord("0")
+    number = digits @ 10 ** np.arange(7, -1, -1)
+    year, month, day = number // 10_000, number // 100 % 100, number % 100
+    months = ((year - 1970) * 12 + month - 1).astype("datetime64[M]")
+    days: NDArray[np.datetime64] = months.astype("datetime64[D]") + (day - 1).astype("timedelta64[D]")
+    if (year < 1).any() or (month < 1).any() or (month > 12).any() or (days.astype("datetime64[M]") != months).any():
+        return None
+    days.flags.writeable = False
+    return days
 
 
 def read_splits(path: Path) -> dict[str, str]:
@@ -131,8 +160,8 @@ def read_splits(path: Path) -> dict[str, str]:
     return splits
 
 
-def read_geopackage(path: Path, columns: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return the rows of the first layer of a GeoPackage that has all `columns`.
+def read_geopackage(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Yield the rows of the first layer of a GeoPackage that has all `columns`.
 
     Raises:
         DataError: Missing file, not a GeoPackage, or no such layer.
@@ -144,7 +173,7 @@ def read_geopackage(path: Path, columns: Sequence[str]) -> list[tuple[str, ...]]
     with _connect(path) as connection:
         chosen = ", ".join(_quoted(name) for name in columns)
         try:
-            return connection.execute(f"SELECT {chosen} FROM {_quoted(_layer(connection))}").fetchall()
+            yield from connection.execute(f"SELECT {chosen} FROM {_quoted(_layer(connection))}")
         except sqlite3.Error as error:
             raise DataError(f"{path}: damaged GeoPackage: {error}.") from error
 
