@@ -126,6 +126,11 @@ BAD_FILES: dict[str, tuple[Callable[[PatchFiles], None], str]] = {
         FILE + r"footprint 51\.2 x 51\.2 m, expected 102\.4 x 102\.4 m",
     ),
     "south-up": (south_up, FILE + r"pixel size \(6\.4, 6\.4\) is not north-up"),
+    "rotated": (
+        dem(2, transform=rasterio.Affine(6.4, 0.1, 489000, 0.1, -6.4, 6840000)),
+        FILE + r"the raster is rotated \(transform",
+    ),
+    "no georeferencing": (dem(2, transform=rasterio.Affine.identity(), crs=None), FILE + "no georeferencing found"),
     "half a pixel": (moved(3.2), r"upper left corner \(\S+, \S+\), expected \(\S+, \S+\) as in \S+_4-9\.tif"),
     "complex": (dem(2, TWO.astype(np.complex64)), FILE + "dtype complex64, expected float32"),
     "lossy": (dem(2, TWO.astype(np.float64) + 0.1), FILE + r"dtype float64 value 0\.1 does not fit float32"),
@@ -158,6 +163,10 @@ BAD_FILES: dict[str, tuple[Callable[[PatchFiles], None], str]] = {
     ),
     "date": (set_dates({"1": "20190103", "2": "20191303"}), ENTRY + r", entry 2: date '20191303' is not YYYYMMDD"),
     "positions": (set_dates({"1": "20190103", "3": "20191203"}), ENTRY + r": positions must be 1\.\.2, got \[1, 3\]"),
+    "many dates": (
+        set_dates({str(i): "20190103" for i in range(1, 4098)}),
+        r"DATES\.gpkg: patch \S+_4-9 has 4097 dates, at most 4096 are accepted",
+    ),
     "json": (set_dates("{'1': '20190103'}"), ENTRY + ": acquisition_dates is not a JSON object"),
     "no entry": (set_dates(None), ENTRY + " has no entry"),
     "too few dates": (set_dates({"1": "20190103"}), r"_4-9\.tif: 6 images .* but 1 dates"),
@@ -375,6 +384,15 @@ def test_bad_csvs(files: PatchFiles, tmp_path: Path, kind: str) -> None:
     with pytest.raises(DataError, match=message):
         fh.ingest(config, cube=tmp_path / "c.zarr")
     assert not (tmp_path / "c.zarr").exists()
+
+
+def test_a_file_that_is_not_there_can_be_skipped(files: PatchFiles, tmp_path: Path) -> None:
+    config = load_train_config(write_train_config(tmp_path / "config", files))
+    edit_csv(files, LAST, LAST.replace("4-9", "4-99"))
+    report = fh.ingest(config, cube=tmp_path / "c.zarr", on_error="skip")
+    ((name, patch_id, reason),) = report.skipped
+    assert (name, patch_id) == ("DEM_ELEV", files.patch_ids[2])
+    assert reason.endswith("_4-99.tif: no such file.")
 
 
 def test_the_data_root_widens_and_narrows_where_paths_may_lead(files: PatchFiles, tmp_path: Path) -> None:
