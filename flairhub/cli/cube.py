@@ -1,4 +1,4 @@
-"""`flairhub cube`: look at a cube and check it."""
+"""`flairhub cube`: look at a cube, check it, export from it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flairhub.errors import CubeError
+from flairhub.errors import CubeError, UsageError
 
 if TYPE_CHECKING:
     from flairhub.cube import Cube
@@ -18,12 +18,13 @@ _PIPED_WIDTH = 200
 
 @click.group()
 def command() -> None:
-    """Look at a cube, and check it.
+    """Look at a cube, check it, and export from it.
 
     \b
     Examples:
       flairhub cube info hub.zarr
       flairhub cube verify hub.zarr
+      flairhub cube export hub.zarr roi.tif --modality AERIAL_RGBI --roi AF-S1-27
     """
 
 
@@ -80,6 +81,33 @@ def verify(path: Path) -> None:
     if found.damage:
         raise CubeError(f"{path}: {len(found.damage)} problems in {found.n_chunks} chunks and {found.n_files} files.")
     console.print(f"{path}: {found.n_chunks} chunks and {found.n_files} files are whole.", soft_wrap=True, markup=False)
+
+
+@command.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--modality", "name", required=True, help="What to export.")
+@click.option("--roi", help="ROI, as AF-S1-27 or D012-2019_AF-S1-27: the mosaic of its patches.")
+@click.option("--patch", "patch_id", help="Patch id: this patch alone.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+def export(path: Path, target: Path, name: str, roi: str | None, patch_id: str | None, overwrite: bool) -> None:
+    """Write an ROI or a patch as a Cloud Optimized GeoTIFF.
+
+    \b
+    Example:
+      flairhub cube export hub.zarr label.tif --modality AERIAL_LABEL-COSIA --roi AF-S1-27
+    """
+    from flairhub.cli.console import console
+    from flairhub.cube import open_cube
+    from flairhub.cube.export import export_patch, export_roi
+
+    if roi is not None and patch_id is None:
+        export_roi(open_cube(path), name, roi, target, overwrite)
+    elif patch_id is not None and roi is None:
+        export_patch(open_cube(path), name, patch_id, target, overwrite)
+    else:
+        raise UsageError("pass either --roi or --patch.")
+    console.print(f"{target}: {target.stat().st_size / 2**20:.2f} MiB.", soft_wrap=True, markup=False)
 
 
 def _splits(cube: Cube) -> list[str]:

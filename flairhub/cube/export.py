@@ -1,0 +1,131 @@
+"""Patches and regions of a cube as Cloud Optimized GeoTIFFs, which every GDAL opens."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flairhub.cube.cube import Cube
+from flairhub.cube.roi import open_roi
+from flairhub.errors import CubeError, OutputExistsError
+from flairhub.modalities import Kind, modality
+from flairhub.tasks import IGNORE_INDEX
+
+
+def export_patch(cube: Cube, name: str, patch_id: str, target: Path, overwrite: bool = False) -> None:
+    """Write one patch with the bands of its source file: (band), (level), or date after date (time * band).
+
+    Args:
+        cube: An open cube.
+        name: Modality.
+        patch_id: Patch.
+        target: GeoTIFF to write.
+        overwrite: Replace an existing file.
+
+    Raises:
+        CubeError: The patch is missing or damaged.
+        OutputExistsError: The file exists.
+    """
+    _check_target(target, overwrite)
+    position = int(cube.indices([patch_id])[0])
+    values = cube.read(name, [position])[0]
+    labels: list[str] = list(modality(name).bands)
+    if modality(name).is_series:
+        series = cube.series(name)
+        days = series.dates[position, : series.n_dates[position]]
+        values, labels = values[: len(days)], [f"{band} {day}" for day in days for band in labels]
+    table = cube.patches
+    origin = float(table.x_min[position]), float(table.y_max[position])
+    _write(target, values.reshape(-1, *values.shape[-2:]), labels, origin, cube, name, None)
+
+
+def export_roi(cube: Cube, name: str, roi: str, target: Path, overwrite: bool = False) -> None:
+    """Write the mosaic of one ROI; the whole mosaic passes through memory.
+
+    Where no patch is, the file has nodata: NaN (floats), 255 (labels), or a mask band (integers). Bands as in
+    `export_patch`, for series over all days of the ROI.
+
+    Args:
+        cube: An open cube.
+        name: Modality.
+        roi: ROI, as `AF-S1-27` or `D012-2019_AF-S1-27`.
+        target: GeoTIFF to write.
+        overwrite: Replace an existing file.
+
+    Raises:
+        CubeError: Unknown ROI or modality, damaged chunks.
+        OutputExistsError: The file exists.
+    """
+    _check_target(target, overwrite)
+    tree = open_roi(cube, roi)
+    if name not in tree.children:
+        modality(name)
+        raise CubeError(f"{cube.path}: {name} is not in the cube, it holds {', '.join(cube.modalities)}.")
+    mosaic = tree[name].to_dataset()
+    values, present = mosaic["data"].values, mosaic["present"].values
+    labels: list[str] = list(modality(name).bands)
+    if modality(name).is_series:
+        days = mosaic["time"].values.astype("datetime64[D]")
+        labels = [f"{band} {day}" for day in days for band in labels]
+        present = np.logical_or.reduce(present, axis=0)
+    transform = mosaic.rio.transform()
+    flat = values.reshape(-1, *values.shape[-2:])
+    _write(target, flat, labels, (transform.c, transform.f), cube, name, present)
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if target.exists() and not overwrite:
+        raise OutputExistsError(f"{target} exists. Pass --overwrite to replace it.")
+
+
+def _write(
+    target: Path,
+    values: NDArray[Any],
+    labels: list[str],
+    origin: tuple[float, float],
+    cube: Cube,
+    name: str,
+    present: NDArray[np.bool_] | None,
+) -> None:
+    """Write (band, y, x), read it back, then give it its name."""
+    import rasterio
+    from rasterio.transform import from_origin
+
+    gsd = cube.info(name)["gsd_m"]
+    floats = values.dtype.kind == "f"
+    profile = {
+        "driver": "COG",
+        "count": len(values),
+        "height": values.shape[-2],
+        "width": values.shape[-1],
+        "dtype": values.dtype.name,
+        "crs": cube.patches.crs_wkt,
+        "transform": from_origin(*origin, *gsd),
+        "nodata": float("nan") if floats else IGNORE_INDEX if modality(name).kind is Kind.LABEL else None,
+        "compress": "deflate",
+        "predictor": "yes",
+        "overviews": "none",
+    }
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tif")
+    try:
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+            with rasterio.open(temporary, "w", **profile) as written:
+                written.write(values)
+                for band, label in enumerate(labels, start=1):
+                    written.set_band_description(band, label)
+                written.update_tags(modality=name)
+                if present is not None and profile["nodata"] is None:
+                    written.write_mask(present)
+            with rasterio.open(temporary) as read:
+                same = np.array_equal(read.read(), values, equal_nan=floats)
+        if not same:
+            raise CubeError(f"{target}: what was written reads back differently; nothing was kept.")
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
