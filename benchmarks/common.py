@@ -191,4 +191,5 @@ def machine() -> str:
     if cpuinfo.exists():
         lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         model = lines[0].split(":")[1].strip() if lines else model
-    return f"{model}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}"
+    cores, python = len(os.sched_getaffinity(0)), platform.python_version()
+    return f"{model}, {cores} cores, Python {python}, {time.strftime('%Y-%m-%d')}"

@@ -44,8 +44,8 @@ class DemoPlan:
     )
     roi_grid: tuple[int, int] = (5, 6)
     zone_grid: tuple[int, int] = (6, 8)
-    arch: str = "resnet18-linknet"
-    epochs: int = 12
+    arch: str = "test_resnet-linknet"
+    epochs: int = 9
     batch_size: int = 8
 
     def __post_init__(self) -> None:

@@ -103,10 +103,11 @@ def run_demo(
         data = make_demo_data(folder, seed, plan=plan, overwrite=overwrite, progress=progress)
     with _timed(seconds, "ingest"):
         report = _ingest(data, progress)
-    with _timed(seconds, "train, predict, score"):
-        trained = _train(data, report.cube, progress)
-    with _timed(seconds, "map the zone"):
-        maps = _map_zone(data, progress)
+    with _one_thread():
+        with _timed(seconds, "train, predict, score"):
+            trained = _train(data, report.cube, progress)
+        with _timed(seconds, "map the zone"):
+            maps = _map_zone(data, progress)
     matrices = {task: np.load(trained.folder / "confusion" / f"{task}.npy") for task in maps}
     with _timed(seconds, "pictures"):
         pictures = _draw(data, plan, trained, matrices, maps)
@@ -132,6 +133,19 @@ def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
     start = perf_counter()
     yield
     seconds[phase] = perf_counter() - start
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute with one torch thread: layers this small lose more to waiting for each other than threads bring."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _ingest(data: DemoData, progress: Progress) -> IngestReport:

@@ -167,6 +167,17 @@ ZONAL_DEFAULTS = {
     "threads": None,
     "scheduler": None,
     "overwrite": False,
+    "overlap": "crop",
+    "precision": "float32",
+    "flips": False,
+    "missing": "nodata",
+    "align": "strict",
+    "write_confidence": False,
+    "write_polygons": False,
+    "polygon_min_area_m2": 0.0,
+    "write_stac": False,
+    "write_quicklook": False,
+    "class_language": "en",
 }
 
 
