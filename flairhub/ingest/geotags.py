@@ -7,6 +7,7 @@ build it again. Tags: TIFF 6.0, BigTIFF, OGC 19-008r4 (GeoTIFF 1.1).
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable
 from typing import NamedTuple
@@ -72,9 +73,9 @@ def read_geotags(read: Read) -> GeoTags | None:
             return None
         scale = struct.unpack(order + "3d", tags[_SCALE])
         tie = struct.unpack(order + "6d", tags[_TIE_POINT])
-    except (struct.error, KeyError, ValueError, OSError):
+    except (struct.error, KeyError, ValueError, OverflowError, OSError):
         return None
-    if scale[0] <= 0 or scale[1] <= 0:
+    if scale[0] <= 0 or scale[1] <= 0 or not all(map(math.isfinite, (*scale, *tie))):
         return None
     x_min, y_max = tie[3] - tie[0] * scale[0], tie[4] + tie[1] * scale[1]
     return GeoTags(tags[0] + b"|".join(keys), x_min, y_max, scale[0], scale[1])

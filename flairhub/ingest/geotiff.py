@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -195,6 +196,8 @@ def _open(path: str) -> Iterator[tuple[Any, GeoBox]]:
         box = tags.box(dataset.height, dataset.width) if tags is not None else None
         if box is None:
             box = geobox_of(dataset, path)
+            if not all(map(math.isfinite, (box.x_min, box.y_max, box.x_res, box.y_res))):
+                raise DataError(f"{path}: no georeferencing found: its transform {box.transform} is not finite.")
             if tags is not None:
                 tags.learn(box)
         yield dataset, box

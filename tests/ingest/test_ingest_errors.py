@@ -131,6 +131,10 @@ BAD_FILES: dict[str, tuple[Callable[[PatchFiles], None], str]] = {
         FILE + r"the raster is rotated \(transform",
     ),
     "no georeferencing": (dem(2, transform=rasterio.Affine.identity(), crs=None), FILE + "no georeferencing found"),
+    "nan transform": (
+        dem(2, transform=rasterio.Affine(6.4, 0, np.nan, 0, -6.4, 6840000)),
+        FILE + r"no georeferencing found: its transform \S.* is not finite",
+    ),
     "half a pixel": (moved(3.2), r"upper left corner \(\S+, \S+\), expected \(\S+, \S+\) as in \S+_4-9\.tif"),
     "complex": (dem(2, TWO.astype(np.complex64)), FILE + "dtype complex64, expected float32"),
     "lossy": (dem(2, TWO.astype(np.float64) + 0.1), FILE + r"dtype float64 value 0\.1 does not fit float32"),

@@ -148,6 +148,17 @@ def test_another_plan_needs_overwrite(files: PatchFiles, tmp_path: Path) -> None
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
+def test_another_format_needs_overwrite(files: PatchFiles, tmp_path: Path) -> None:
+    cube = tmp_path / "c.zarr"
+    ingest(files, cube, modalities=["AERIAL_RGBI"])
+    text = (cube / "zarr.json").read_text()
+    (cube / "zarr.json").write_text(text.replace('"format": 1', '"format": 2'))
+    with pytest.raises(OutputExistsError, match=r"a cube exists, of format 2, this version writes 1. Pass --overwrite"):
+        ingest(files, cube, modalities=["AERIAL_RGBI"])
+    ingest(files, cube, modalities=["AERIAL_RGBI"], overwrite=True)
+    assert fh.open_cube(cube).attributes["format"] == 1
+
+
 def test_what_is_no_cube_is_never_removed(files: PatchFiles, tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("x")
