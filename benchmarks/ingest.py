@@ -4,7 +4,7 @@ python benchmarks/ingest.py [--patches 192] [--rounds 5] [--workers 2]
 
 Per modality and over all: CPU and wall time of `read` (rasterio opens and reads every file, keeps nothing) and of
 `ingest` (a whole `flairhub.ingest` of that modality: plan, check, read, statistics, encode, write, journal, finish).
-Then size and number of files, and the peak memory of ingests of 1x and 4x as many patches, each in a process of its own.
+Then size and number of files, and the peak memory of ingests of 1x and 4x as many patches, each in its own process.
 """
 
 from __future__ import annotations
