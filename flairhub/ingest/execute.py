@@ -138,6 +138,7 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
             memory_limit=0,
+            preload=["flairhub.ingest.preload"],
         ) as cluster,
         Client(cluster) as client,
     ):
