@@ -6,14 +6,16 @@ Both directions live here, so the writer and the direct reader cannot drift apar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import struct
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import google_crc32c
 import numcodecs.blosc
 import numcodecs.zstd
 import numpy as np
+from google_crc32c import value as crc32c
 from numpy.typing import NDArray
 
 from flairhub.errors import CubeError
@@ -23,6 +25,12 @@ from flairhub.errors import CubeError
 numcodecs.blosc.use_threads = False
 
 CRC_BYTES = 4
+CRC_RESIDUE = 0x48674BC7
+"""CRC-32C of any bytes that are followed by their own CRC-32C."""
+
+_uint32_at: Callable[[Any, int], tuple[int]] = struct.Struct("<I").unpack_from
+_blosc_sizes_at: Callable[[Any, int], tuple[int, int]] = struct.Struct("<I4xI").unpack_from
+_WRONG_CRC = "its crc32c does not fit its bytes"
 _SHUFFLES = ("noshuffle", "shuffle", "bitshuffle")
 _BLOSC_NAMES = ("lz4", "lz4hc", "zstd", "zlib", "blosclz")
 
@@ -85,13 +93,11 @@ class ChunkCodec:
         Raises:
             ValueError: The checksum or the decoded size is wrong; `out` is then undefined.
         """
-        if self.checked:
-            stored = checked_payload(stored)
         if self.compressor == "none":
-            if len(stored) != len(out):
-                raise ValueError(f"holds {len(stored)} bytes, expected {len(out)}")
-            out[:] = stored
+            _copy(stored, out, self.checked)
             return
+        if self.checked:
+            stored = checked_payload(_fetched(stored))
         size = _zstd_content_size(stored) if self.compressor == "zstd" else _blosc_content_size(stored)
         if size != len(out):
             raise ValueError(f"decodes to {size} bytes, expected {len(out)}")
@@ -154,7 +160,7 @@ def codec_of(metadata: Sequence[Mapping[str, Any]]) -> ChunkCodec | None:
 
 def crc_bytes(data: bytes | NDArray[np.uint8]) -> bytes:
     """Return the CRC-32C of `data` as the four little-endian bytes that follow it in a store."""
-    return int(google_crc32c.value(data)).to_bytes(CRC_BYTES, "little")
+    return int(crc32c(data)).to_bytes(CRC_BYTES, "little")
 
 
 def checked_payload(stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -163,17 +169,49 @@ def checked_payload(stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
     Raises:
         ValueError: The checksum does not fit.
     """
-    payload, tail = stored[:-CRC_BYTES], stored[-CRC_BYTES:]
-    if len(stored) < CRC_BYTES or crc_bytes(payload) != tail.tobytes():
-        raise ValueError("its crc32c does not fit its bytes")
-    return payload
+    if len(stored) < CRC_BYTES or crc32c(stored) != CRC_RESIDUE:
+        raise ValueError(_WRONG_CRC)
+    return stored[:-CRC_BYTES]
+
+
+class _Scratch(threading.local):
+    memory: NDArray[np.uint8] = np.empty(0, dtype=np.uint8)
+
+
+_scratch = _Scratch()
+
+
+def _fetched(stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a copy in memory of this thread, valid until its next call.
+
+    The first touch of mapped bytes may wait for the disk: numpy's copy does so without the GIL, which the checksum
+    would hold. Checksum and decoder then find the bytes in the processor's cache.
+    """
+    n = len(stored)
+    if len(_scratch.memory) < n:
+        _scratch.memory = np.empty(n + n // 4, dtype=np.uint8)
+    fetched = _scratch.memory[:n]
+    fetched[:] = stored
+    return fetched
+
+
+def _copy(stored: NDArray[np.uint8], out: NDArray[np.uint8], checked: bool) -> None:
+    """Copy an uncompressed chunk and check what has arrived, which is then in the processor's cache."""
+    n = len(out)
+    found = len(stored) - CRC_BYTES if checked else len(stored)
+    if found != n:
+        raise ValueError(f"holds {max(found, 0)} bytes, expected {n}")
+    out[:] = stored[:n]
+    if checked and crc32c(out) != _uint32_at(stored, n)[0]:
+        raise ValueError(_WRONG_CRC)
 
 
 def _blosc_content_size(stored: NDArray[np.uint8]) -> int:
     """Uncompressed size from the blosc header (bytes 4-7), or -1 when too short or inconsistent."""
-    if len(stored) < 16 or int.from_bytes(stored[12:16].tobytes(), "little") != len(stored):
+    if len(stored) < 16:
         return -1
-    return int.from_bytes(stored[4:8].tobytes(), "little")
+    size, length = _blosc_sizes_at(stored, 4)
+    return size if length == len(stored) else -1
 
 
 def _zstd_content_size(stored: NDArray[np.uint8]) -> int:

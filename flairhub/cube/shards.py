@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from flairhub.cube.codecs import CRC_BYTES, checked_payload, crc_bytes
 from flairhub.cube.faults import reach
 
-ABSENT = np.uint64(2**64 - 1)
+ABSENT = 2**64 - 1
+"""Offset and length, in an index, of a chunk that does not exist."""
+
 TEMPORARY_SUFFIX = ".tmp"
 
 
@@ -42,7 +44,7 @@ def parse_index(tail: NDArray[np.uint8], n_chunks: int, shard_bytes: int) -> NDA
     if len(tail) != index_bytes(n_chunks):
         raise ValueError(f"holds {len(tail)} bytes, too short for an index of {n_chunks} chunks")
     index = np.frombuffer(checked_payload(tail).tobytes(), dtype="<u8").reshape(n_chunks, 2)
-    present = index[index[:, 0] != ABSENT]
+    present = index[index[:, 0] != np.uint64(ABSENT)]
     room = np.uint64(shard_bytes - len(tail))
     if (present > room).any() or (present.sum(axis=1) > room).any():
         raise ValueError("its index points outside the file")

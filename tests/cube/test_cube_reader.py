@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from makers import PatchFiles, make_patch_files
 
 import flairhub as fh
+from flairhub.cube import backends
 from flairhub.cube.reader import ArrayReader
 from flairhub.cube.shards import ShardWriter
 from flairhub.cube.spec import PRESETS, codec_for
@@ -202,6 +203,18 @@ def test_damage_names_store_array_chunk_and_patch(copy: Path, files: PatchFiles,
     shard.unlink()
     with pytest.raises(CubeError, match=rf"patch {files.patch_ids[2]}\) is absent: its shard file"):
         fh.open_cube(copy, backend).read(name, [2])
+
+
+def test_few_shards_stay_open(
+    files: PatchFiles, make_cube: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "MOST_OPEN_SHARDS", 2)
+    cube = fh.open_cube(make_cube(files, shard=1), "direct")
+    reader = cube.array("AERIAL_RGBI")
+    for order in (range(6), range(5, -1, -1), (0, 3, 0, 5, 3, 0)):
+        for position, values in zip(order, reader.read(list(order)), strict=True):
+            np.testing.assert_array_equal(values, files.arrays["AERIAL_RGBI"][files.patch_ids[position]])
+        assert len(reader._backend._open) == 2  # type: ignore[attr-defined]
 
 
 def test_cube_survives_pickling(cube_path: Path) -> None:
