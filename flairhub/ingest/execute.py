@@ -75,6 +75,23 @@ def _attempt(do: Callable[..., JobResult], job: Job, store: str, overlap: bool) 
 
 
 def _run_on(client: Any, jobs: Sequence[Job], store: str) -> Iterator[tuple[Job, JobResult | Exception]]:
+    from distributed import KilledWorker
+
+    n_workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+    suspects = []
+    for job, result in _submitted(client, jobs, store, JOBS_PER_WORKER * n_workers, "ingest"):
+        if isinstance(result, KilledWorker):
+            suspects.append(job)
+        else:
+            yield job, result
+    # dask holds the death of a worker against every job that it had: one at a time, the guilty are found.
+    yield from _submitted(client, suspects, store, 1, "alone")
+
+
+def _submitted(
+    client: Any, jobs: Sequence[Job], store: str, ahead: int, prefix: str
+) -> Iterator[tuple[Job, JobResult | Exception]]:
+    """Yield jobs as they finish, with at most `ahead` of them handed out at a time."""
     from distributed import as_completed
 
     waiting = iter(jobs)
@@ -84,12 +101,11 @@ def _run_on(client: Any, jobs: Sequence[Job], store: str) -> Iterator[tuple[Job,
     def submit() -> None:
         job = next(waiting, None)
         if job is not None:
-            future = client.submit(_attempt, run_job, job, store, False, pure=False, key=f"ingest-{job.id}")
+            future = client.submit(_attempt, run_job, job, store, False, pure=False, key=f"{prefix}-{job.id}")
             running[future] = job
             finished.add(future)
 
-    n_workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
-    for _ in range(JOBS_PER_WORKER * n_workers):
+    for _ in range(ahead):
         submit()
     try:
         for future in finished:
