@@ -131,6 +131,9 @@ def test_members_that_lie_about_themselves(tmp_path: Path, monkeypatch: pytest.M
     path.write_bytes(bytes(data) + b"")
     with pytest.raises(DataError, match="encrypted; expected stored or deflated"):
         read_member(MemberPath(str(one_copy(path)), "AF/a.tif"))
+    one_member(path, "AF/a.tif", method=zipfile.ZIP_BZIP2)
+    with pytest.raises(DataError, match="compressed by method 12; expected stored or deflated"):
+        read_member(where)
 
 
 def one_copy(path: Path) -> Path:

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
-from makers import PatchFiles, make_patch_files, write_train_config
-
-from flairhub.cli import main
-
-NAMES = ("AERIAL_RGBI", "DEM_ELEV", "SENTINEL1-ASC_TS", "AERIAL_LABEL-COSIA")
-SIZES = {"AERIAL_RGBI": 16, "DEM_ELEV": 16, "AERIAL_LABEL-COSIA": 16, "SENTINEL1-ASC_TS": 4}
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> PatchFiles:
-    return make_patch_files(tmp_path / "files", n_rois=1, modalities=NAMES, sizes_px=SIZES)
+from breaking import NAMES
+from commands import failure, run_command
+from makers import PatchFiles, write_train_config
 
 
 def test_command_line(files: PatchFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        code: object = 0
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as stopped:
-            code = stopped.code
-        captured = capsys.readouterr()
-        assert isinstance(code, int | None)
-        return int(code or 0), captured.out, captured.err
-
+    run = partial(run_command, capsys)
     config = write_train_config(tmp_path / "config", files)
     cube = tmp_path / "c.zarr"
     code, out, _ = run("ingest", "--config", config, "--cube", cube)
@@ -65,3 +49,26 @@ def test_command_line(files: PatchFiles, tmp_path: Path, capsys: pytest.CaptureF
     files.csvs["train"].write_text(files.csvs["train"].read_text().replace("DEM_ELEV", "DEM", 1))
     code, _, err = run("ingest", "--config", config, "--cube", tmp_path / "d.zarr")
     assert (code, "column DEM_ELEV is missing" in err) == (1, True)
+
+
+def test_a_configuration_with_mistakes_is_refused_before_any_file_is_read(
+    files: PatchFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_train_config(tmp_path / "config", files)
+    ingest = ["ingest", "--config", config, "--cube", tmp_path / "c.zarr"]
+    files.csvs["train"].unlink()
+    for mistake, message in (
+        ("hyperparams.bach_size=3", "hyperparams.bach_size: unknown key. Did you mean batch_size? (--set)"),
+        ("modalities.inputs.DEM_ELV=true", "unknown modality 'DEM_ELV'. Did you mean DEM_ELEV?"),
+        ("hyperparams.batch_size=many", "hyperparams.batch_size: "),
+    ):
+        code, shown = failure(capsys, *ingest, "--set", mistake)
+        assert (code, "ConfigError: " in shown, message in shown) == (2, True, True)
+    path = config / "config_modalities.yaml"
+    path.write_text(path.read_text().replace("filter_sentinel2:", "filter_sentinel_2:"))
+    code, shown = failure(capsys, *ingest)
+    assert code == 2
+    assert "pre_processings.filter_sentinel_2: unknown key. Did you mean filter_sentinel2? (config_modalities" in shown
+    code, shown = failure(capsys, "ingest", "--config", tmp_path / "nowhere", "--cube", tmp_path / "c.zarr")
+    assert (code, "nowhere" in shown) == (2, True)
+    assert not (tmp_path / "c.zarr").exists()
