@@ -14,6 +14,7 @@ _PUBLIC = {
     "open_cube": "flairhub.cube",
     "open_roi": "flairhub.cube",
     "ingest": "flairhub.ingest",
+    "ingest_zone": "flairhub.ingest",
     "train": "flairhub.training",
     "load_model": "flairhub.models",
     "open_zone": "flairhub.inference",
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from flairhub.inference import open_zone as open_zone
     from flairhub.inference import predict_zone as predict_zone
     from flairhub.ingest import ingest as ingest
+    from flairhub.ingest import ingest_zone as ingest_zone
     from flairhub.models import load_model as load_model
     from flairhub.training import train as train
 

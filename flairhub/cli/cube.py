@@ -31,7 +31,7 @@ def command() -> None:
 @command.command()
 @click.argument("path", type=click.Path(path_type=Path))
 def info(path: Path) -> None:
-    """Show what a cube holds.
+    """Show what a cube, or a zone cube, holds.
 
     \b
     Example:
@@ -42,8 +42,12 @@ def info(path: Path) -> None:
 
     from flairhub.cli.console import console
     from flairhub.cube import open_cube
+    from flairhub.cube.zone import is_zone_cube
     from flairhub.geo import crs_name
 
+    if is_zone_cube(path):
+        _show_zone(path)
+        return
     cube = open_cube(path)
     table = cube.patches
     width, height = table.footprint_m
@@ -64,7 +68,7 @@ def info(path: Path) -> None:
 def verify(path: Path) -> None:
     """Read every chunk and check it against its checksum and the journal.
 
-    Lists damage as store, array, chunk and patch id, and exits with 1 when there is any.
+    Lists damage as store, array, chunk and patch id (zone cubes have no patches), and exits with 1 when there is any.
 
     \b
     Example:
@@ -73,9 +77,14 @@ def verify(path: Path) -> None:
     from flairhub.cli.console import console, progress_bar
     from flairhub.cube import open_cube
     from flairhub.cube.verify import verify as verify_cube
+    from flairhub.cube.verify import verify_zone
+    from flairhub.cube.zone import is_zone_cube, open_zone_cube
 
     with progress_bar() as progress:
-        found = verify_cube(open_cube(path), progress)
+        if is_zone_cube(path):
+            found = verify_zone(open_zone_cube(path), progress)
+        else:
+            found = verify_cube(open_cube(path), progress)
     for message in found.damage:
         console.print(message, soft_wrap=True, markup=False)
     if found.damage:
@@ -140,6 +149,38 @@ def _row(cube: Cube, name: str) -> tuple[str, ...]:
         dates,
         averages,
     )
+
+
+def _show_zone(path: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from flairhub.cli.console import console
+    from flairhub.cube.zone import open_zone_cube
+    from flairhub.geo import crs_name
+
+    cube = open_zone_cube(path)
+    box = next(iter(cube.layers.values())).geobox
+    width, height = (box.x_max - box.x_min) / 1e3, (box.y_max - box.y_min) / 1e3
+    head = f"{path}: zone cube of {width:.3g} x {height:.3g} km, {crs_name(box.crs_wkt)}"
+    console.print(head, soft_wrap=True, markup=False)
+    shown = Table("modality", "shape", "dtype", "m/px", "chunk px", "shard px", "no data", "MiB", "dates")
+    for name, layer in cube.layers.items():
+        tiling = cube.arrays[f"{name}/data"].tiling
+        n_bytes = sum(file.stat().st_size for file in (path / name).rglob("*") if file.is_file())
+        nodata = ["mask"] if layer.has_mask else []
+        shown.add_row(
+            name,
+            " x ".join(str(size) for size in layer.shape),
+            layer.dtype,
+            f"{layer.geobox.x_res:g}",
+            str(tiling.chunk_px),
+            str(tiling.shard_px),
+            ", ".join([*nodata, *([] if layer.nodata is None else [f"{layer.nodata:g}"])]),
+            f"{n_bytes / 2**20:.2f}",
+            "" if layer.dates is None else f"{layer.dates.min()} .. {layer.dates.max()}",
+        )
+    (console if console.is_terminal else Console(width=_PIPED_WIDTH)).print(shown)
 
 
 def _average_text(kind: str, rule: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from flairhub.errors import FlairhubError, UsageError
 
@@ -12,6 +13,13 @@ from flairhub.errors import FlairhubError, UsageError
 @click.command()
 @click.option(
     "--config", "config_path", type=click.Path(path_type=Path), help="Training configuration: folder or file."
+)
+@click.option(
+    "--zone",
+    "zone_path",
+    type=click.Path(path_type=Path),
+    metavar="ZONAL_YAML",
+    help="Convert the rasters that a zonal YAML names to a zone cube, instead of patches.",
 )
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a configuration key.")
 @click.option(
@@ -52,6 +60,7 @@ from flairhub.errors import FlairhubError, UsageError
 )
 def command(
     config_path: Path | None,
+    zone_path: Path | None,
     overrides: tuple[str, ...],
     cube: Path | None,
     root: Path | None,
@@ -65,7 +74,7 @@ def command(
     on_error: str,
     max_skipped: float,
 ) -> None:
-    """Convert FLAIR-HUB files to a Zarr cube.
+    """Convert FLAIR-HUB files to a Zarr cube, or the rasters of one area to a zone cube.
 
     A run that was stopped continues when it is called again.
 
@@ -73,10 +82,16 @@ def command(
     Examples:
       flairhub ingest --config configs/ --cube hub.zarr
       flairhub ingest --root FLAIR-HUB/ --cube toy.zarr --modality AERIAL_RGBI --modality AERIAL_LABEL-COSIA
+      flairhub ingest --zone zonal.yaml --cube zone.zarr
     """
     from flairhub.cli.console import console, progress_bar
     from flairhub.ingest import ingest
 
+    if zone_path is not None:
+        names = ("config_path", "root", "modalities", "domains", "scheduler", "shard", "on_error", "max_skipped")
+        _refuse_patch_options(names)
+        _ingest_zone(zone_path, overrides, cube, overwrite, workers, codec)
+        return
     config = None
     if config_path is not None:
         from flairhub.config import load_train_config
@@ -119,3 +134,41 @@ def command(
         if report.too_many_skipped:
             raise FlairhubError(f"{listed}. More than --max-skipped {report.max_skipped:g} of all.")
         console.print(f"{listed} ({report.skipped_share:.2%}; --max-skipped {report.max_skipped:.2%}).", soft_wrap=True)
+
+
+def _refuse_patch_options(names: tuple[str, ...]) -> None:
+    """Raise UsageError when an option was given that only patches have."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        given = (
+            parameter.name in names and context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
+        )
+        if given:
+            raise UsageError(f"{parameter.opts[0]} is for patches, --zone takes whole rasters. Leave one of them out.")
+
+
+def _ingest_zone(
+    zone_path: Path, overrides: tuple[str, ...], cube: Path | None, overwrite: bool, workers: int | None, codec: str
+) -> None:
+    from flairhub.cli.console import console, progress_bar
+    from flairhub.config import load_zonal_config
+    from flairhub.inference import open_zone
+    from flairhub.ingest import ingest_zone
+
+    config = load_zonal_config(zone_path, overrides)
+    if cube is None:
+        raise UsageError("no zone cube to write: pass --cube PATH.")
+    if config.cube is not None and config.roi is None:
+        raise UsageError(f"{zone_path}: cube is set already: its rasters are in a zone cube. Pass --set cube=null.")
+    zone = open_zone(config, all_masks=True)
+    with progress_bar() as progress:
+        report = ingest_zone(zone, cube=cube, overwrite=overwrite, workers=workers or 2, codec=codec, progress=progress)
+    if report.already_complete:
+        console.print(f"{report.cube}: complete already, nothing to do.", soft_wrap=True)
+        return
+    reused = f", {report.n_reused} from an earlier run" if report.n_reused else ""
+    console.print(
+        f"{report.cube}: {', '.join(layer.name for layer in report.layers)}; {report.n_jobs} shards{reused}, "
+        f"{report.n_bytes / 2**20:.1f} MiB in {report.seconds:.1f} s. Map it with `--set cube={cube}`.",
+        soft_wrap=True,
+    )

@@ -21,6 +21,8 @@ def check_zonal(config: ZonalConfig) -> Iterator[Problem]:
     if 2 * config.margin >= config.img_pixels_detection:
         text = f"got {config.margin}, expected less than half of img_pixels_detection = {config.img_pixels_detection}."
         yield Problem(("margin",), text, (("img_pixels_detection",),))
+    if config.roi is not None and config.cube is None:
+        yield Problem(("roi",), "a region of interest of which cube? Give cube: PATH, a cube of patches.", (("cube",),))
     yield from check_inputs(config.modalities.active)
     for name, block in config.modalities.blocks():
         yield from _check_block(config, MODALITIES[name], block)
@@ -32,14 +34,15 @@ def check_zonal(config: ZonalConfig) -> Iterator[Problem]:
 def _check_block(config: ZonalConfig, row: Modality, block: Any) -> Iterator[Problem]:
     base: KeyPath = ("modalities", row.name)
     related: tuple[KeyPath, ...] = (("modalities", "inputs"),)
-    if block is None:
+    if config.cube is None and getattr(config.modalities, row.name) is None:
         yield Problem(base, "required because this input is enabled, but missing.", related)
         return
-    if block.input_img_path is None:
+    if config.cube is None and block.input_img_path is None:
         yield Problem((*base, "input_img_path"), "required because this input is enabled, but missing.", related)
     yield from check_bands(row, block.channels, (*base, "channels"))
     if row.is_series:
-        yield from _check_series(row, block, base)
+        if config.cube is None:
+            yield from _check_series(row, block, base)
     elif block.normalization is None:
         if not config.is_bundle:
             text = "required with a weights file, but missing: give the normalisation the network was trained with."

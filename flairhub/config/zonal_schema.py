@@ -99,8 +99,9 @@ class ZonalModalitiesBase(Section):
         return tuple(name for name, enabled in self.inputs.items() if enabled)
 
     def block(self, name: str) -> Any:
-        """Block of a modality (`ImageBlock`, `SeriesBlock`, ...), or None when it has none."""
-        return getattr(self, name)
+        """Block of a modality (`ImageBlock`, `SeriesBlock`, ...), an empty one when it is not given."""
+        given = getattr(self, name)
+        return _block_class(MODALITIES[name])() if given is None else given
 
     def blocks(self) -> Iterator[tuple[str, Any]]:
         """Name and block of every enabled input, in network order."""
@@ -151,6 +152,8 @@ class ZonalConfig(Section):
     monotemp_arch: OptionalText = None
     multitemp_model_ref_date: RefDate | None = None
 
+    cube: OptionalPath = None
+    roi: OptionalText = None
     modalities: ZonalModalities
     tasks: tuple[ZonalTask, ...] = ()
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from flairhub.cube.reader import ArrayReader, Backend
 from flairhub.cube.spec import FORMAT_VERSION, NO_DAY, PATCHES, ROOT_KEY
 from flairhub.cube.table import NUMBER_COLUMNS, TEXT_COLUMNS, PatchTable
+from flairhub.cube.zone_spec import ZONE_KEY
 from flairhub.errors import CubeError, UsageError
 from flairhub.modalities import MODALITIES, modality
 from flairhub.timeseries import NO_DATE, CloudFilter
@@ -247,6 +248,10 @@ def open_cube(path: str | Path, backend: Backend = "auto") -> Cube:
 def check_attributes(path: str | Path, attributes: Mapping[str, Any]) -> None:
     """Raise CubeError unless the root attributes are those of a finished cube of this format."""
     own = attributes.get(ROOT_KEY)
+    if ZONE_KEY in attributes:
+        raise CubeError(
+            f"{path}: a zone cube (rasters of one area), not a cube of patches. Name it as `cube` in a zonal YAML."
+        )
     if not isinstance(own, Mapping):
         raise CubeError(f"{path}: a Zarr store, but no cube of flairhub (attribute {ROOT_KEY!r} is missing).")
     if own.get("format") != FORMAT_VERSION:

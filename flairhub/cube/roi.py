@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Lattice:
+class Lattice:
     """Cells of an ROI: `position[i, j]` is a patch's place in the cube, -1 where none exists; row 0 is the north."""
 
     position: NDArray[np.int64]
@@ -49,8 +49,8 @@ def open_roi(cube: Cube | str | Path, roi: str) -> xr.DataTree:
     import xarray as xr
 
     opened = cube if isinstance(cube, Cube) else open_cube(cube)
-    positions = _positions(opened, roi)
-    lattice = _lattice(opened, roi, positions)
+    positions = roi_positions(opened, roi)
+    lattice = roi_lattice(opened, roi, positions)
     table = opened.patches
     nodes: dict[str, Any] = {name: _mosaic(opened, name, lattice) for name in opened.modalities}
     attributes = {"roi": str(table.roi[positions[0]]), "domain": str(table.domain[positions[0]])}
@@ -58,7 +58,8 @@ def open_roi(cube: Cube | str | Path, roi: str) -> xr.DataTree:
     return xr.DataTree.from_dict(nodes)
 
 
-def _positions(cube: Cube, roi: str) -> NDArray[np.int64]:
+def roi_positions(cube: Cube, roi: str) -> NDArray[np.int64]:
+    """Return the places in the cube of the patches of an ROI, named as for `open_roi`."""
     table = cube.patches
     full = np.char.add(np.char.add(table.domain, "_"), table.roi)
     # A patch of which no modality is held has no place.
@@ -73,7 +74,8 @@ def _positions(cube: Cube, roi: str) -> NDArray[np.int64]:
     return found
 
 
-def _lattice(cube: Cube, roi: str, positions: NDArray[np.int64]) -> _Lattice:
+def roi_lattice(cube: Cube, roi: str, positions: NDArray[np.int64]) -> Lattice:
+    """Lay the patches of an ROI on their lattice."""
     table = cube.patches
     width, height = table.footprint_m
     x_min, y_max = float(table.x_min[positions].min()), float(table.y_max[positions].max())
@@ -93,10 +95,10 @@ def _lattice(cube: Cube, roi: str, positions: NDArray[np.int64]) -> _Lattice:
             pair = f"{table.patch_id[cells[i, j]]} and {table.patch_id[position]}"
             raise CubeError(f"{cube.path}: ROI {roi}: {pair} lie on the same lattice cell.")
         cells[i, j] = position
-    return _Lattice(cells, x_min, y_max, (width, height))
+    return Lattice(cells, x_min, y_max, (width, height))
 
 
-def _mosaic(cube: Cube, name: str, lattice: _Lattice) -> xr.Dataset:
+def _mosaic(cube: Cube, name: str, lattice: Lattice) -> xr.Dataset:
     import dask.array as da
     import xarray as xr
 
@@ -108,7 +110,7 @@ def _mosaic(cube: Cube, name: str, lattice: _Lattice) -> xr.Dataset:
     leading: tuple[int, ...] = reader.shape[1:-2]
     slots = times = None
     if row.is_series:
-        slots, times = _time_axis(cube, name, held)
+        slots, times = time_axis(cube, name, held)
         leading = (len(times), *leading[1:])
     grid = da.from_array(cells, chunks=1)
     index_chunks = (*((size,) for size in leading), (height,) * cells.shape[0], (width,) * cells.shape[1])
@@ -142,7 +144,7 @@ def _mosaic(cube: Cube, name: str, lattice: _Lattice) -> xr.Dataset:
     return _with_crs(dataset, cube.patches.crs_wkt, lattice, gsd)
 
 
-def _time_axis(cube: Cube, name: str, held: NDArray[np.int64]) -> tuple[dict[int, NDArray[np.int64]], NDArray[Any]]:
+def time_axis(cube: Cube, name: str, held: NDArray[np.int64]) -> tuple[dict[int, NDArray[np.int64]], NDArray[Any]]:
     """Return each patch's place of its images on the common time axis, and the axis (time,) datetime64[D]."""
     series = cube.series(name)
     keys: dict[int, list[tuple[Any, int]]] = {}
@@ -189,7 +191,7 @@ def _presence(
     return da.repeat(da.repeat(lazy, size_px[0], axis=-2), size_px[1], axis=-1)
 
 
-def _with_crs(dataset: xr.Dataset, wkt: str, lattice: _Lattice, gsd: tuple[float, float]) -> xr.Dataset:
+def _with_crs(dataset: xr.Dataset, wkt: str, lattice: Lattice, gsd: tuple[float, float]) -> xr.Dataset:
     import rioxarray  # noqa: F401  (registers .rio)
     from rasterio.transform import from_origin
 

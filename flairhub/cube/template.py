@@ -117,14 +117,14 @@ def create_store(folder: Path, template: CubeTemplate) -> None:
         "crs_wkt": template.crs_wkt,
         "footprint_m": list(template.footprint_m),
     }
-    with _quiet():
+    with quiet():
         root = zarr.create_group(str(folder), attributes={ROOT_KEY: own})
         root.create_group(INGEST, attributes={"holds": "journal of the ingest; no arrays"})
         patches = root.create_group(PATCHES)
         for name, values in template.columns.items():
-            _write_table(patches, name, values, ("patch",))
+            write_table(patches, name, values, ("patch",))
         for name in ("x_min", "y_max"):
-            _write_table(patches, name, np.full(n_patches, np.nan), ("patch",), {"units": "CRS units"})
+            write_table(patches, name, np.full(n_patches, np.nan), ("patch",), {"units": "CRS units"})
         for group in template.groups:
             _create_group(root, group, template)
         consolidate(folder)
@@ -143,7 +143,7 @@ def finish_store(
     """
     import zarr
 
-    with _quiet():
+    with quiet():
         root = zarr.open_group(str(folder), mode="r+", use_consolidated=False)
         patches = root[PATCHES]
         patches["x_min"][:], patches["y_max"][:] = origins[:, 0], origins[:, 1]  # type: ignore[index]
@@ -157,15 +157,15 @@ def finish_store(
             stored.attrs.update(result.attributes)
         consolidate(folder)
     reach("tables")
-    _set_status(folder, "complete")
+    set_status(folder, "complete")
     reach("complete")
 
 
-def root_attributes(folder: Path) -> Mapping[str, Any] | None:
+def root_attributes(folder: Path, key: str = ROOT_KEY) -> Mapping[str, Any] | None:
     """Return the cube attributes of a local store in any state, or None when it is no cube."""
     try:
         document = json.loads((folder / "zarr.json").read_text())
-        own = document["attributes"][ROOT_KEY]
+        own = document["attributes"][key]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return own if isinstance(own, dict) else None
@@ -212,13 +212,13 @@ def _create_group(root: Any, group: GroupTemplate, template: CubeTemplate) -> No
     _create_data(made, spec)
     ids = template.columns["patch_id"]
     names = np.array(row.bands)
-    _write_table(made, "patch_id", ids, ("patch",))
-    _write_table(made, spec.dims[-3], names, (spec.dims[-3],))
-    _write_table(made, "present", np.zeros(len(ids), dtype=bool), ("patch",))
+    write_table(made, "patch_id", ids, ("patch",))
+    write_table(made, spec.dims[-3], names, (spec.dims[-3],))
+    write_table(made, "present", np.zeros(len(ids), dtype=bool), ("patch",))
     if group.days is not None:
         counts = (group.days != NO_DAY).sum(axis=1).astype(np.int32)
-        _write_table(made, "n_dates", counts, ("patch",))
-        _write_table(made, "date", group.days, ("patch", "time"), DATE_ATTRIBUTES, fill=NO_DAY)
+        write_table(made, "n_dates", counts, ("patch",))
+        write_table(made, "date", group.days, ("patch", "time"), DATE_ATTRIBUTES, fill=NO_DAY)
     for average in group.averages:
         rule = average.cloud_filter
         beside = made.create_group(
@@ -233,13 +233,13 @@ def _create_group(root: Any, group: GroupTemplate, template: CubeTemplate) -> No
             },
         )
         _create_data(beside, average.spec)
-        _write_table(beside, "patch_id", ids, ("patch",))
-        _write_table(beside, "band", names, ("band",))
+        write_table(beside, "patch_id", ids, ("patch",))
+        write_table(beside, "band", names, ("band",))
         periods = period_count(average.average)  # type: ignore[arg-type]
-        _write_table(beside, "period", np.arange(1, periods + 1, dtype=np.int32), ("period",))
+        write_table(beside, "period", np.arange(1, periods + 1, dtype=np.int32), ("period",))
         shape, chunk = (len(ids), periods), (average.spec.shard_patches, periods)
-        _create_array(beside, "n_observations", shape, chunk, "int32", ("patch", "period"), {}, 0)
-        _create_array(beside, "date", shape, chunk, "int32", ("patch", "period"), DATE_ATTRIBUTES, NO_DAY)
+        create_array(beside, "n_observations", shape, chunk, "int32", ("patch", "period"), {}, 0)
+        create_array(beside, "date", shape, chunk, "int32", ("patch", "period"), DATE_ATTRIBUTES, NO_DAY)
 
 
 def _create_data(group: Any, spec: ArraySpec) -> None:
@@ -256,7 +256,7 @@ def _create_data(group: Any, spec: ArraySpec) -> None:
     )
 
 
-def _write_table(
+def write_table(
     group: Any,
     name: str,
     values: NDArray[Any],
@@ -264,14 +264,15 @@ def _write_table(
     attributes: Mapping[str, Any] | None = None,
     fill: Any = None,
 ) -> None:
+    """Write a small array whole, as one chunk."""
     kind = values.dtype.kind
     dtype = str if kind == "U" else values.dtype
     fill = _TABLE_FILLS[kind] if fill is None else fill
-    array = _create_array(group, name, values.shape, values.shape, dtype, dims, attributes or {}, fill)
+    array = create_array(group, name, values.shape, values.shape, dtype, dims, attributes or {}, fill)
     array[...] = values.astype(object) if kind == "U" else values
 
 
-def _create_array(
+def create_array(
     group: Any,
     name: str,
     shape: tuple[int, ...],
@@ -281,6 +282,7 @@ def _create_array(
     attributes: Mapping[str, Any],
     fill: Any,
 ) -> Any:
+    """Create an unsharded array with the chain of tables."""
     return group.create_array(
         name,
         shape=shape,
@@ -294,10 +296,11 @@ def _create_array(
     )
 
 
-def _set_status(folder: Path, status: str) -> None:
+def set_status(folder: Path, status: str, key: str = ROOT_KEY) -> None:
+    """Change the status of a store in one step; `key` is its root attribute."""
     path = folder / "zarr.json"
     document = json.loads(path.read_text())
-    document["attributes"][ROOT_KEY]["status"] = status
+    document["attributes"][key]["status"] = status
     write_file(path, [json.dumps(document, indent=2).encode()])
 
 
@@ -306,7 +309,7 @@ def _is_group(path: Path) -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence zarr-python's notes that strings and consolidated metadata are conventions of zarr v3, not its core."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -14,6 +14,7 @@ import numpy as np
 from flairhub.cube.cube import Cube, is_local
 from flairhub.cube.reader import ArrayReader
 from flairhub.cube.spec import INGEST, JOURNAL
+from flairhub.cube.zone import ZoneCube
 from flairhub.errors import CubeError
 from flairhub.progress import Progress, silent
 
@@ -62,6 +63,24 @@ def verify(cube: Cube, progress: Progress | None = None) -> Verification:
             if problem and not any(name.split("/c/")[0] in message for message in damage):
                 damage.append(f"{cube.path}: {name} {problem}")
     return Verification(n_chunks, n_files, tuple(damage))
+
+
+def verify_zone(cube: ZoneCube, progress: Progress | None = None) -> Verification:
+    """Read every chunk of a zone cube and check every file; `progress` is told the number of checked arrays."""
+    report, n_chunks = progress or silent, 0
+    damage: list[str] = []
+    for done, array in enumerate(cube.arrays.values(), start=1):
+        for problem in array.problems():
+            n_chunks += 1
+            damage += [problem] if problem else []
+        report(STAGE, done, len(cube.arrays))
+    files = list(_files(cube.path))
+    damage += [
+        f"{cube.path}: {name} {problem}"
+        for name, problem in files
+        if problem and not any(name.split("/c/")[0] in message for message in damage)
+    ]
+    return Verification(n_chunks, len(files), tuple(damage))
 
 
 def _readers(cube: Cube) -> Iterator[tuple[ArrayReader, Any]]:

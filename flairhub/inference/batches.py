@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from flairhub.data.batch import Batch, PreparedBatch
 from flairhub.data.prepare import Preparation, prepare_batch
-from flairhub.inference.rasters import RasterSource, read_region, to_finest, valid_pixels
+from flairhub.inference.rasters import RasterSource, read_dated, read_region, to_finest, valid_pixels
 from flairhub.inference.zone import Zone
 from flairhub.timeseries import Series, SeriesPreparation, prepare_series
 
@@ -27,6 +27,7 @@ class BlockPixels:
         values: (band, y, x) or (time, band, y, x) by modality.
         valid: (y, x) bool by modality; None = everywhere.
         quality: (time, band, y, x) by series that is filtered.
+        dated: (time, y, x) bool by series whose patches differ in their dates: where there is an image of that date.
     """
 
     top: int
@@ -34,6 +35,7 @@ class BlockPixels:
     values: Mapping[str, NDArray[Any]]
     valid: Mapping[str, NDArray[np.bool_] | None]
     quality: Mapping[str, NDArray[Any]]
+    dated: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
 
 
 def read_block(
@@ -47,24 +49,25 @@ def read_block(
         rows: First row and one past the last, finest pixels on the lattice; may lie outside the zone.
         cols: Likewise for columns.
     """
-    values, valid, quality = {}, {}, {}
+    values, valid, quality, dated = {}, {}, {}, {}
     for name, preparation in preparations.items():
         source = zone.sources[name]
-        values[name], mask = _read(source, rows, cols)
+        values[name], mask = read_region(source, *_own(source, rows, cols))
         heights = getattr(preparation, "elevation", None) is not None
         good = valid_pixels(source, values[name], mask, preparation.channels, every_band=heights)
         valid[name] = None if good.all() else good
         if isinstance(preparation, SeriesPreparation) and preparation.cloud_filter is not None:
-            quality[name] = _read(zone.quality[name], rows, cols)[0]
-    return BlockPixels(rows[0], cols[0], values, valid, quality)
+            quality[name] = read_region(zone.quality[name], *_own(zone.quality[name], rows, cols))[0]
+        having = read_dated(source, *_own(source, rows, cols))
+        if having is not None:
+            dated[name] = having
+    return BlockPixels(rows[0], cols[0], values, valid, quality, dated)
 
 
-def _read(
-    source: RasterSource, rows: tuple[int, int], cols: tuple[int, int]
-) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+def _own(source: RasterSource, rows: tuple[int, int], cols: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Rows and columns in the source's own pixels."""
     own_rows = (int(rows[0] / source.ratio), int(rows[1] / source.ratio))
-    own_cols = (int(cols[0] / source.ratio), int(cols[1] / source.ratio))
-    return read_region(source, own_rows, own_cols)
+    return own_rows, (int(cols[0] / source.ratio), int(cols[1] / source.ratio))
 
 
 def valid_region(
@@ -158,7 +161,14 @@ def _prepared_series(
     if not source.is_integer and source.nodata is not None:
         values = np.where(values == np.asarray(source.nodata, dtype=values.dtype), np.nan, values).astype(values.dtype)
     quality = pixels.quality[name][cut] if name in pixels.quality else None
-    return prepare_series(values, zone.dates[name], quality, preparation)
+    dates = zone.dates[name]
+    if name in pixels.dated:
+        valid = pixels.valid[name]
+        # A date counts where the whole window has an image of it; where there is no patch at all, none is expected.
+        having = pixels.dated[name][cut] | (False if valid is None else ~valid[cut[1:]])
+        keep = having.all(axis=(1, 2))
+        values, dates, quality = values[keep], dates[keep], None if quality is None else quality[keep]
+    return prepare_series(values, dates, quality, preparation)
 
 
 def _pad(series: Sequence[Series]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -150,7 +150,7 @@ def check_inputs(zone: Zone, model: ModelRef) -> None:
             if preparation.cloud_filter is not None and name not in zone.quality:
                 raise ZoneError(
                     f"{name}: the model filters clouds, but the zone has no quality mask. "
-                    f"Give modalities.{name}.filter_clouds_img_path."
+                    f"Give modalities.{name}.filter_clouds_img_path (with cube: ingest again with it)."
                 )
         elif preparation.elevation is not None and source.n_bands != 2:
             raise ZoneError(f"{name}: {source.path} has {source.n_bands} bands, expected 2 (DSM, DTM).")

@@ -20,26 +20,56 @@ from flairhub.inference.forward import Style
 from flairhub.inference.network import ModelRef, bundle_ref, choose_device, published_ref
 from flairhub.inference.outputs import map_name
 from flairhub.inference.run import ZonalResult, check_absent, write_zone
-from flairhub.inference.zone import RasterRequest, Zone, build_zone
+from flairhub.inference.zone import RasterRequest, Zone, build_zone, zone_of_cube
 from flairhub.progress import Progress
 from flairhub.timeseries import check_channels
 
 
-def open_zone(config: ZonalConfig | str | Path) -> Zone:
+def open_zone(config: ZonalConfig | str | Path, *, all_masks: bool = False) -> Zone:
     """Open the rasters of a zonal configuration: headers and date files are checked, no pixel is read.
 
     Args:
         config: The configuration, or its YAML file.
+        all_masks: Also open the quality masks of series whose clouds are not filtered, to ingest them.
 
     Raises:
         ConfigError: The configuration is wrong, or windows do not fit the rasters' pixels.
         ZoneError: Rasters are missing or do not fit each other, their dates or their channels.
+        CubeError: `cube` names no cube, or a damaged one.
     """
     config = _loaded(config)
+    try:
+        zone = _rasters_of(config, all_masks) if config.cube is None else _cube_of(config, all_masks)
+    except UsageError as error:
+        raise ConfigError("zonal configuration", [str(error)]) from None
+    for name, block in config.modalities.blocks():
+        try:
+            check_channels(block.channels or (), zone.sources[name].n_bands)
+        except UsageError as error:
+            raise ZoneError(f"modalities.{name}.channels: {zone.sources[name].path}: {error}") from None
+    return zone
+
+
+def _cube_of(config: ZonalConfig, all_masks: bool) -> Zone:
+    assert config.cube is not None
+    unfiltered = [name for name, block in config.modalities.blocks() if getattr(block, "filter_clouds", None) is False]
+    return zone_of_cube(
+        config.cube,
+        config.roi,
+        config.modalities.active,
+        window_px=config.img_pixels_detection,
+        margin_px=config.margin,
+        output_px_m=config.output_px_meters,
+        batch_size=config.batch_size,
+        without_mask=() if all_masks else unfiltered,
+    )
+
+
+def _rasters_of(config: ZonalConfig, all_masks: bool) -> Zone:
     requests = []
     for name, block in config.modalities.blocks():
         filtered = getattr(block, "filter_clouds_img_path", None)
-        if getattr(block, "filter_clouds", None) is False:
+        if getattr(block, "filter_clouds", None) is False and not all_masks:
             filtered = None
         requests.append(
             RasterRequest(
@@ -50,23 +80,14 @@ def open_zone(config: ZonalConfig | str | Path) -> Zone:
                 key=f"modalities.{name}",
             )
         )
-    try:
-        zone = build_zone(
-            requests,
-            window_px=config.img_pixels_detection,
-            margin_px=config.margin,
-            output_px_m=config.output_px_meters,
-            batch_size=config.batch_size,
-            resample=config.align == "resample",
-        )
-    except UsageError as error:
-        raise ConfigError("zonal configuration", [str(error)]) from None
-    for name, block in config.modalities.blocks():
-        try:
-            check_channels(block.channels or (), zone.sources[name].n_bands)
-        except UsageError as error:
-            raise ZoneError(f"modalities.{name}.channels: {zone.sources[name].path}: {error}") from None
-    return zone
+    return build_zone(
+        requests,
+        window_px=config.img_pixels_detection,
+        margin_px=config.margin,
+        output_px_m=config.output_px_meters,
+        batch_size=config.batch_size,
+        resample=config.align == "resample",
+    )
 
 
 def zone_model(config: ZonalConfig, zone: Zone) -> ModelRef:

@@ -21,7 +21,6 @@ from flairhub.inference.forward import PLAIN, Output, Style
 from flairhub.inference.network import ModelRef, model_ref
 from flairhub.inference.rasters import RasterSource, read_region
 from flairhub.inference.zone import Zone, with_sizes
-from flairhub.modalities import MODALITIES
 
 if TYPE_CHECKING:
     from flairhub.models import Model
@@ -161,9 +160,7 @@ def _source_dataset(source: RasterSource, dates: NDArray[np.datetime64] | None, 
         meta=np.empty((0,) * len(chunks), dtype=source.dtype),
         name=f"read-{uuid4().hex}",
     )
-    coords: dict[str, Any] = {"band": list(MODALITIES[source.name].bands[: source.n_bands]), **coordinates(box)}
-    if len(coords["band"]) != source.n_bands:
-        coords["band"] = [str(number) for number in range(1, source.n_bands + 1)]
+    coords: dict[str, Any] = {"band": list(source.band_names), **coordinates(box)}
     dims: tuple[str, ...] = ("band", "y", "x")
     if dates is not None:
         dims = ("time", *dims)

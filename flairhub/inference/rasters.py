@@ -18,6 +18,7 @@ from rasterio.windows import Window
 
 from flairhub.errors import DataError, ZoneError
 from flairhub.geo import GeoBox, geobox_of
+from flairhub.inference.cubes import CUBES, ROI_VIEW, cube_dated, read_cube
 from flairhub.inference.handles import borrowed
 from flairhub.inference.mosaics import colourless_vrt, mosaic_files
 from flairhub.inference.windows import mirrored
@@ -30,7 +31,7 @@ class RasterSource:
 
     Attributes:
         name: Modality or quality-mask name.
-        path: GeoTIFF.
+        path: GeoTIFF, VRT mosaic, or cube.
         geobox: Its own grid.
         n_bands: Bands per date, or of the image.
         n_dates: Number of dates; 0 for images.
@@ -39,7 +40,8 @@ class RasterSource:
         has_mask: The file carries a validity mask.
         ratio: Finest pixels of the zone per pixel.
         stamp: Size in bytes and modification time in ns, to recognise the file later.
-        driver: The only GDAL driver that opens it.
+        driver: The only GDAL driver that opens it; `ZONE_CUBE` or `ROI_VIEW` for cubes.
+        roi: Region of interest of a patch cube.
         warped: `geobox` is another grid than the file's: pixels are resampled while reading.
     """
 
@@ -54,12 +56,19 @@ class RasterSource:
     ratio: Fraction
     stamp: tuple[int, int]
     driver: str = "GTiff"
+    roi: str = ""
     warped: bool = False
 
     @property
     def is_integer(self) -> bool:
         """True for integer pixel types."""
         return np.dtype(self.dtype).kind in "iu"
+
+    @property
+    def band_names(self) -> tuple[str, ...]:
+        """The published names of the bands of one date; numbers where there are more or fewer bands."""
+        names = MODALITIES[self.name].bands
+        return names if len(names) == self.n_bands else tuple(str(i) for i in range(1, self.n_bands + 1))
 
 
 def describe_raster(path: Path, name: str, key: str) -> RasterSource:
@@ -131,7 +140,34 @@ def read_region(
     row_index = mirrored(*rows, source.geobox.height)
     col_index = mirrored(*cols, source.geobox.width)
     row0, col0 = int(row_index.min()), int(col_index.min())
-    window = Window(col0, row0, int(col_index.max()) + 1 - col0, int(row_index.max()) + 1 - row0)
+    row1, col1 = int(row_index.max()) + 1, int(col_index.max()) + 1
+    reader = _read_file if source.driver not in CUBES else read_cube
+    values, mask = reader(source, (row0, row1), (col0, col1))
+    if not (_is_run(row_index) and _is_run(col_index)):
+        pick = np.ix_(row_index - row0, col_index - col0)
+        values = values[..., pick[0], pick[1]]
+        mask = None if mask is None else mask[pick]
+    return values, mask
+
+
+def read_dated(source: RasterSource, rows: tuple[int, int], cols: tuple[int, int]) -> NDArray[np.bool_] | None:
+    """Return (time, y, x) where a series has an image of that date, for the region of `read_region`.
+
+    None = everywhere: only the patches of a region of interest may differ in their dates.
+    """
+    if source.driver != ROI_VIEW or not source.n_dates:
+        return None
+    row_index = mirrored(*rows, source.geobox.height)
+    col_index = mirrored(*cols, source.geobox.width)
+    row0, col0 = int(row_index.min()), int(col_index.min())
+    dated = cube_dated(source, (row0, int(row_index.max()) + 1), (col0, int(col_index.max()) + 1))
+    return None if dated is None else dated[:, (row_index - row0)[:, None], (col_index - col0)[None, :]]
+
+
+def _read_file(
+    source: RasterSource, rows: tuple[int, int], cols: tuple[int, int]
+) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    window = Window(cols[0], rows[0], cols[1] - cols[0], rows[1] - rows[0])
     mask: NDArray[np.bool_] | None
     try:
         with borrowed(source.path, source.driver) as dataset:
@@ -142,13 +178,9 @@ def read_region(
                 mask = dataset.read_masks(1, window=window) > 0 if source.has_mask else None
     except RasterioError as error:
         raise DataError(
-            f"{source.path}: cannot read rows {row0}-{row0 + window.height - 1}, columns {col0}-"
-            f"{col0 + window.width - 1} ({error}). The file is damaged or gone; restore it."
+            f"{source.path}: cannot read rows {rows[0]}-{rows[1] - 1}, columns {cols[0]}-{cols[1] - 1} ({error}). "
+            f"The file is damaged or gone; restore it."
         ) from error
-    if not (_is_run(row_index) and _is_run(col_index)):
-        pick = np.ix_(row_index - row0, col_index - col0)
-        values = values[:, pick[0], pick[1]]
-        mask = None if mask is None else mask[pick]
     if source.n_dates:
         values = values.reshape(source.n_dates, source.n_bands, *values.shape[1:])
     return values, mask

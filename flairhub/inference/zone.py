@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flairhub.cube import open_cube
+from flairhub.cube.zone_spec import ZoneLayer, ZoneRaster
 from flairhub.errors import ZoneError
 from flairhub.geo import ALIGNMENT_TOLERANCE_PX, GeoBox, crs_name, same_crs
 from flairhub.inference.align import warped_onto
+from flairhub.inference.cubes import ROI_VIEW, ZONE_CUBE, cube_stamp, open_area, same_dates
 from flairhub.inference.dates import read_dates
-from flairhub.inference.rasters import RasterSource, describe_raster
+from flairhub.inference.rasters import RasterSource, describe_raster, read_region
 from flairhub.inference.resample import output_length, output_ratio
 from flairhub.inference.windows import AxisWindows, lattice_of, plan_axis
 from flairhub.modalities import INPUTS, MODALITIES
@@ -69,6 +73,22 @@ class Zone:
     margin_px: int
     output_px_m: float | None = None
     batch_size: int = 1
+
+    def rasters(self) -> list[ZoneRaster]:
+        """Return the rasters and masks, ready to be ingested: `flairhub.ingest_zone(zone, cube=...)`.
+
+        Raises:
+            ZoneError: Patches of a region of interest differ in their dates, which one raster cannot.
+        """
+        found = {}
+        for series, source in [*((None, one) for one in self.sources.values()), *self.quality.items()]:
+            if source.driver == ROI_VIEW and not same_dates(source):
+                raise ZoneError(
+                    f"{source.path}: {source.name}: the patches of ROI {source.roi} differ in their dates, which one "
+                    f"raster cannot. Map the region itself, with cube and roi."
+                )
+            found[source.name] = zone_raster(source, self.dates.get(series or source.name))
+        return [found[name] for name in MODALITIES if name in found]
 
     @property
     def lattice_px(self) -> int:
@@ -152,14 +172,103 @@ def build_zone(
         if request.quality_path is not None and mask_name is not None:
             mask = describe_raster(request.quality_path, mask_name, f"{request.key}.filter_clouds_img_path")
             quality[request.name] = _split_bands(mask, request, len(dates[request.name]))
+    return _fit(sources, quality, dates, window_px, margin_px, output_px_m, batch_size, resample)
+
+
+def zone_of_cube(
+    path: Path,
+    roi: str | None,
+    names: Sequence[str],
+    *,
+    window_px: int,
+    margin_px: int,
+    output_px_m: float | None = None,
+    batch_size: int = 1,
+    without_mask: Sequence[str] = (),
+) -> Zone:
+    """Take the rasters of a zone from a zone cube, or from one region of interest of a patch cube.
+
+    Args:
+        path: The cube.
+        roi: Region of interest of a patch cube; None for a zone cube.
+        names: Inputs.
+        window_px: Window length in finest pixels.
+        margin_px: Margin in finest pixels.
+        output_px_m: Pixel of the maps; None = the finest grid.
+        batch_size: Windows per call of the network.
+        without_mask: Series whose quality mask is not wanted.
+
+    Raises:
+        CubeError: No such cube or region, or a damaged one.
+        ZoneError: It does not hold an input, or grids do not fit.
+        UsageError: Window, margin or output pixel do not fit the grids.
+    """
+    ordered = sorted(names, key=INPUTS.index)
+    masks = {name: MODALITIES[name].quality_mask for name in ordered if name not in without_mask}
+    if roi is not None:
+        held = open_cube(path).modalities
+        _check_held(path, ordered, held)
+        area = open_area(path, roi, tuple(name for name in (*ordered, *masks.values()) if name in held))
+    else:
+        area = open_area(path, None)
+        _check_held(path, ordered, area.layers)
+    stamp = cube_stamp(area)
+    found = {layer.name: _source_of_layer(layer, area.path, roi, stamp) for layer in area.layers.values()}
+    quality = {series: found[mask] for series, mask in masks.items() if mask in found}
+    dates = {name: area.layers[name].dates for name in ordered if area.layers[name].dates is not None}
+    sources = {name: found[name] for name in ordered}
+    for series, mask in quality.items():
+        if mask.n_dates != sources[series].n_dates:
+            raise ZoneError(
+                f"{path}: {mask.name} has {mask.n_dates} dates, but {series} has {sources[series].n_dates}. "
+                f"Every image needs its mask; ingest again, or set filter_clouds: false."
+            )
+    return _fit(sources, quality, dates, window_px, margin_px, output_px_m, batch_size, resample=False)
+
+
+def _check_held(path: Path, names: Sequence[str], held: Collection[str]) -> None:
+    for name in names:
+        if name not in held:
+            raise ZoneError(
+                f"{path}: holds no {name}, only {', '.join(held)}. Set modalities.inputs.{name}: false, or ingest it."
+            )
+
+
+def _source_of_layer(layer: ZoneLayer, path: Path, roi: str | None, stamp: tuple[int, int]) -> RasterSource:
+    return RasterSource(
+        name=layer.name,
+        path=str(path),
+        geobox=layer.geobox,
+        n_bands=len(layer.bands),
+        n_dates=0 if layer.dates is None else len(layer.dates),
+        dtype=layer.dtype,
+        nodata=layer.nodata,
+        has_mask=layer.has_mask,
+        ratio=Fraction(1),
+        stamp=stamp,
+        driver=ZONE_CUBE if roi is None else ROI_VIEW,
+        roi=roi or "",
+    )
+
+
+def _fit(
+    sources: Mapping[str, RasterSource],
+    quality: Mapping[str, RasterSource],
+    dates: Mapping[str, Any],
+    window_px: int,
+    margin_px: int,
+    output_px_m: float | None,
+    batch_size: int,
+    resample: bool,
+) -> Zone:
+    """Put rasters on one grid and check the windows on it."""
     # The finest pixel leads; of equally fine modalities the first in network order.
     finest = min(sources.values(), key=lambda source: source.geobox.x_res)
     if resample:
         sources, quality = warped_onto(finest, sources, quality)
         finest = sources[finest.name]
     sources = {name: _fitted(source, finest) for name, source in sources.items()}
-    for name, mask in quality.items():
-        quality[name] = _same_grid(_fitted(mask, finest), sources[name])
+    quality = {name: _same_grid(_fitted(mask, finest), sources[name]) for name, mask in quality.items()}
     zone = Zone(finest.geobox, sources, quality, dates, window_px, margin_px, output_px_m, batch_size)
     zone.axes()
     _ = zone.output_geobox
@@ -241,4 +350,13 @@ def _bounds(box: GeoBox) -> str:
 
 def source_facts(source: RasterSource) -> dict[str, Any]:
     """What identifies a raster in keys and tags: JSON-ready."""
-    return {"path": source.path, "size": source.stamp[0], "mtime_ns": source.stamp[1], "dtype": source.dtype}
+    facts = {"path": source.path, "size": source.stamp[0], "mtime_ns": source.stamp[1], "dtype": source.dtype}
+    return {**facts, "roi": source.roi} if source.roi else facts
+
+
+def zone_raster(source: RasterSource, dates: NDArray[np.datetime64] | None) -> ZoneRaster:
+    """Return a raster as an ingest takes it."""
+    nodata = source.nodata if source.nodata is not None and np.isfinite(source.nodata) else None
+    layer = ZoneLayer(source.name, source.geobox, source.band_names, source.dtype, nodata, source.has_mask, dates)
+    facts = {**source_facts(source), "driver": source.driver, "warped": source.warped}
+    return ZoneRaster(layer, partial(read_region, source), facts)

@@ -6,8 +6,9 @@ from typing import Any
 
 from flairhub.ingest.run import ingest
 from flairhub.ingest.summary import IngestReport
+from flairhub.ingest.zone import ZoneIngestReport, ingest_zone
 
-__all__ = ["IngestReport", "ingest"]
+__all__ = ["IngestReport", "ZoneIngestReport", "ingest", "ingest_zone"]
 
 
 class _CallableModule(ModuleType):

@@ -62,7 +62,7 @@ class Journal:
 
     def append(self, result: JobResult, state: str) -> None:
         """Add a finished job; on return it survives a kill."""
-        line = _format(
+        self._append(
             {
                 "job": result.job,
                 "state": state,
@@ -72,6 +72,14 @@ class Journal:
                 "origins": base64.b64encode(result.origins.astype("<f8").tobytes()).decode(),
             }
         )
+
+    def note(self, entry: Entry) -> None:
+        """Add a finished job that told nothing but its files; on return it survives a kill."""
+        fields = {"job": entry.job, "state": entry.state, "files": entry.files, "skipped": entry.skipped}
+        self._append(fields)
+
+    def _append(self, fields: dict[str, Any]) -> None:
+        line = _format(fields)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as stream:
             # A line that a kill cut off must not swallow the next one; an empty line is nothing.

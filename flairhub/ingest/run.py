@@ -22,7 +22,7 @@ from flairhub.cube.spec import FORMAT_VERSION
 from flairhub.cube.template import GroupResult, create_store, finish_store, root_attributes, sweep
 from flairhub.errors import CubeError, DataError, FlairhubError, OutputExistsError, UsageError
 from flairhub.ingest.execute import choose_workers, run_jobs
-from flairhub.ingest.job import Job
+from flairhub.ingest.job import Job, JobResult
 from flairhub.ingest.journal import Entry, Journal
 from flairhub.ingest.lock import writer_lock
 from flairhub.ingest.origins import Origins
@@ -98,7 +98,7 @@ def ingest(
     source = restrict(source, modalities, domains)
     options = Options(codec, shard, _averages(config, source), _level_sizes(config, source), skip=on_error == "skip")
     path = Path(cube).absolute()
-    with writer_lock(path), _disk_full_is_an_error(path):
+    with writer_lock(path), disk_full_is_an_error(path):
         run = _Run(path, Planner(source, options).plan(), progress or silent)
         complete = run.prepare(overwrite)
         if not complete:
@@ -190,7 +190,8 @@ class _Run:
 
     def _do(self, jobs: Sequence[Job], workers: int, scheduler: str | None) -> None:
         failures: list[tuple[Job, Exception]] = []
-        for job, result in run_jobs(jobs, str(self._path), workers, scheduler):
+        for job, told in run_jobs(jobs, str(self._path), workers, scheduler):
+            result = told if isinstance(told, Exception) else self._to_disk(told)
             if isinstance(result, Exception):
                 if isinstance(result, FlairhubError) or _is_disk_full(result):
                     raise result
@@ -228,20 +229,22 @@ class _Run:
         # A worker that was killed left its temporary file although its job was done again elsewhere.
         sweep(self._path)
         write_report(self._path, self._plan.jobs, self._done)
-        self._to_disk()
         finish_store(self._path, self._plan.template, self._origins.chosen(), results)
         self._journal.rewrite(self._done.values())
         open_cube(self._path)
 
-    def _to_disk(self) -> None:
-        """Have the shards on disk before the cube is called complete; until then their lengths are compared."""
-        for entry in self._done.values():
-            for name in entry.files:
+    def _to_disk(self, result: JobResult) -> JobResult | OSError:
+        """Have a job's files on disk, so that no journal line outlives them when the power fails."""
+        try:
+            for name in result.files:
                 descriptor = os.open(self._path / name, os.O_RDONLY)
                 try:
                     os.fsync(descriptor)
                 finally:
                     os.close(descriptor)
+        except OSError as error:
+            return error
+        return result
 
     def report(self, already_complete: bool, max_skipped: float, started: float) -> IngestReport:
         """Return what was done since `started` (seconds of `time.perf_counter`)."""
@@ -261,7 +264,8 @@ class _Run:
 
 
 @contextmanager
-def _disk_full_is_an_error(path: Path) -> Iterator[None]:
+def disk_full_is_an_error(path: Path) -> Iterator[None]:
+    """Turn a full disk into a CubeError that says how to go on."""
     try:
         yield
     except OSError as error:

@@ -162,6 +162,8 @@ ZONAL_DEFAULTS = {
     "monotemp_arch": None,
     "multitemp_model_ref_date": None,
     "tasks": [],
+    "cube": None,
+    "roi": None,
     "block_px": None,
     "workers": None,
     "threads": None,
