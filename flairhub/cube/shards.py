@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -71,10 +71,16 @@ class FileWriter:
         checksum: CRC-32C so far.
     """
 
-    def __init__(self, path: Path):
-        """Open a temporary file beside `path`; its folder is made."""
+    def __init__(self, path: Path, durable: bool = False):
+        """Open a temporary file beside `path`; its folder is made.
+
+        Args:
+            path: The file.
+            durable: Have it on disk before it gets its name, in case the power fails.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         self.length = self.checksum = 0
+        self._durable = durable
         self._path, self._temporary = path, path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{TEMPORARY_SUFFIX}")
         self._stream = self._temporary.open("wb")
 
@@ -88,6 +94,9 @@ class FileWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
+            if kind is None and self._durable:
+                self._stream.flush()
+                os.fsync(self._stream.fileno())
             self._stream.close()
             if kind is None:
                 reach("file-rename")
@@ -132,13 +141,23 @@ class ShardWriter(FileWriter):
         super().__exit__(kind, *rest)
 
 
-def write_file(path: Path, pieces: Sequence[bytes]) -> tuple[int, int]:
-    """Write a file so that it is either whole or absent.
+def write_file(path: Path, pieces: Sequence[bytes], durable: bool = False) -> tuple[int, int]:
+    """Write a file so that it is either whole or absent; `durable`: also when the power fails.
 
     Returns:
         Its length in bytes and the CRC-32C of all of it.
     """
-    with FileWriter(path) as target:
+    with FileWriter(path, durable) as target:
         for piece in pieces:
             target.write(piece)
     return target.length, target.checksum
+
+
+def to_disk(paths: Iterable[Path]) -> None:
+    """Wait until the system has written files to disk."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

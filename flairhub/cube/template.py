@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flairhub.cube.faults import reach
-from flairhub.cube.shards import write_file
+from flairhub.cube.shards import to_disk, write_file
 from flairhub.cube.spec import (
     DATE_ATTRIBUTES,
     FORMAT_VERSION,
@@ -156,6 +156,7 @@ def finish_store(
                 stored["n_dates"][:] = (days != NO_DAY).sum(axis=1).astype(np.int32)  # type: ignore[index]
             stored.attrs.update(result.attributes)
         consolidate(folder)
+    to_disk(path for path in folder.rglob("*") if path.is_file())
     reach("tables")
     set_status(folder, "complete")
     reach("complete")
@@ -301,7 +302,7 @@ def set_status(folder: Path, status: str, key: str = ROOT_KEY) -> None:
     path = folder / "zarr.json"
     document = json.loads(path.read_text())
     document["attributes"][key]["status"] = status
-    write_file(path, [json.dumps(document, indent=2).encode()])
+    write_file(path, [json.dumps(document, indent=2).encode()], durable=True)
 
 
 def _is_group(path: Path) -> bool:

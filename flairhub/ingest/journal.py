@@ -98,7 +98,7 @@ class Journal:
         for entry in sorted(entries, key=lambda entry: entry.job):
             fields = {"job": entry.job, "state": entry.state, "files": entry.files, "skipped": entry.skipped}
             lines.append(_format(fields))
-        write_file(self.path, [b"\n".join([*lines, b""])])
+        write_file(self.path, [b"\n".join([*lines, b""])], durable=True)
 
     def holds(self, entry: Entry) -> bool:
         """True when the files of an entry are there with their lengths."""

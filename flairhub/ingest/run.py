@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 from flairhub.cube.codecs import require_little_endian
 from flairhub.cube.cube import open_cube
 from flairhub.cube.faults import reach
+from flairhub.cube.shards import to_disk
 from flairhub.cube.spec import FORMAT_VERSION
 from flairhub.cube.template import GroupResult, create_store, finish_store, root_attributes, sweep
 from flairhub.errors import CubeError, DataError, FlairhubError, OutputExistsError, UsageError
@@ -236,12 +236,7 @@ class _Run:
     def _to_disk(self, result: JobResult) -> JobResult | OSError:
         """Have a job's files on disk, so that no journal line outlives them when the power fails."""
         try:
-            for name in result.files:
-                descriptor = os.open(self._path / name, os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
+            to_disk(self._path / name for name in result.files)
         except OSError as error:
             return error
         return result

@@ -17,6 +17,7 @@ from makers import PatchFiles, make_patch_files
 import flairhub as fh
 from flairhub.errors import CubeError, OutputExistsError, UsageError
 from flairhub.ingest import execute, run
+from flairhub.ingest.job import JobResult
 from flairhub.ingest.jobs import run_job
 from flairhub.ingest.journal import Journal
 from flairhub.ingest.lock import writer_lock
@@ -117,6 +118,52 @@ def test_leftovers_half_lines_and_lost_shards_are_redone(files: PatchFiles, whol
     (cube / "AERIAL_RGBI/data/c/3/0/0/.0.123.tmp").write_bytes(b"half")
     assert ingest(files, cube).n_reused == 22
     assert same_tree(cube, whole)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the name of an open file")
+def test_data_is_on_disk_before_the_line_that_says_so(
+    files: PatchFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a power failure could tear apart is forced to disk in the right order."""
+    events: list[str] = []
+    lines: list[int] = []
+    force, append = os.fsync, Journal.append
+
+    def recorded(descriptor: int) -> None:
+        events.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        force(descriptor)
+
+    def noted(journal: Journal, result: JobResult, state: str) -> None:
+        for name in result.files:
+            assert str(journal.store / name) in events
+        append(journal, result, state)
+        assert events[-1] == str(journal.path)
+        lines.append(len(events))
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    monkeypatch.setattr(Journal, "append", noted)
+    cube = tmp_path / "c.zarr"
+    ingest(files, cube)
+    after = events[lines[-1] :]
+    (status,) = [place for place, name in enumerate(after) if name.startswith(str(cube / ".zarr.json."))]
+    tables = {str(path) for path in cube.rglob("*") if path.is_file() and path.name != "journal.jsonl"}
+    assert tables <= set(after[:status]), "everything before the status"
+    assert [name for name in after[status + 1 :] if name.startswith(str(cube / "ingest/.journal.jsonl."))]
+
+
+def test_a_disk_that_cannot_keep_a_shard(
+    files: PatchFiles, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(paths: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "to_disk", broken)
+        with pytest.raises(CubeError, match=r"24 of 24 shards failed[\s\S]*OSError: \[Errno 5\] Input/output error"):
+            ingest(files, tmp_path / "c.zarr")
+    assert Journal(tmp_path / "c.zarr").read() == {}
+    ingest(files, tmp_path / "c.zarr")
+    assert same_tree(tmp_path / "c.zarr", whole)
 
 
 def test_complete_and_unchanged_is_left_alone(files: PatchFiles, tmp_path: Path) -> None:
