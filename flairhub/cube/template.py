@@ -103,7 +103,7 @@ class GroupResult:
 
 
 def create_store(folder: Path, template: CubeTemplate) -> None:
-    """Write all metadata and tables with status `building`; `folder` must be new."""
+    """Write all metadata and tables with status `building`, not yet consolidated; `folder` must be new."""
     import zarr
 
     n_patches = len(template.columns["patch_id"])
@@ -127,7 +127,6 @@ def create_store(folder: Path, template: CubeTemplate) -> None:
             write_table(patches, name, np.full(n_patches, np.nan), ("patch",), {"units": "CRS units"})
         for group in template.groups:
             _create_group(root, group, template)
-        consolidate(folder)
 
 
 def finish_store(
@@ -186,14 +185,45 @@ def side_chunk(values: NDArray[Any], patches: int, fill: Any) -> bytes:
 
 
 def consolidate(folder: Path) -> None:
-    """Copy all metadata into each group's own, so that one read opens any of them."""
-    import zarr
+    """Copy all metadata into each group's own, so that one read opens any of them.
 
-    groups = sorted(path.parent for path in folder.rglob("zarr.json") if _is_group(path))
+    What zarr-python's `consolidate_metadata` of every group writes, byte by byte, several times faster.
+    """
+    documents = dict(_documents(folder, ""))
+    plain = {path: _with_members(document, {}) for path, document in documents.items()}
     # The root last and in one step: whoever reads it sees the old or the new whole.
-    for group in sorted(groups, key=lambda path: -len(path.parts)):
-        relative = group.relative_to(folder).as_posix()
-        zarr.consolidate_metadata(str(folder), path="" if relative == "." else relative, zarr_format=3)
+    for path in sorted(documents, key=lambda path: -len(path)):
+        if documents[path]["node_type"] == "group":
+            below = {
+                name[len(path) :]: document
+                for name, document in plain.items()
+                if name.startswith(path) and name != path
+            }
+            ordered = sorted(below, key=lambda name: (name.count("/"), name.casefold()))
+            whole = _with_members(documents[path], {name.rstrip("/"): below[name] for name in ordered})
+            write_file(folder / path / "zarr.json", [json.dumps(whole, indent=2).encode()])
+
+
+def _documents(folder: Path, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the metadata of a group and of all nodes below; paths end with a slash, the root's is empty."""
+    document = json.loads((folder / path / "zarr.json").read_text())
+    yield path, document
+    if document["node_type"] == "group":
+        for entry in os.scandir(folder / path):
+            if entry.is_dir():
+                yield from _documents(folder, f"{path}{entry.name}/")
+
+
+def _with_members(document: dict[str, Any], members: dict[str, Any]) -> dict[str, Any]:
+    """Return a group's metadata with that of its members; an array's as it is."""
+    if document["node_type"] != "group":
+        return document
+    return {
+        "attributes": document["attributes"],
+        "zarr_format": document["zarr_format"],
+        "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": members},
+        "node_type": "group",
+    }
 
 
 def _create_group(root: Any, group: GroupTemplate, template: CubeTemplate) -> None:
@@ -303,10 +333,6 @@ def set_status(folder: Path, status: str, key: str = ROOT_KEY) -> None:
     document = json.loads(path.read_text())
     document["attributes"][key]["status"] = status
     write_file(path, [json.dumps(document, indent=2).encode()], durable=True)
-
-
-def _is_group(path: Path) -> bool:
-    return json.loads(path.read_text()).get("node_type") == "group"
 
 
 @contextmanager

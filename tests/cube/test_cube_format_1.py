@@ -8,6 +8,7 @@ they were ingested: `<MODALITY>/<patch id>` (series (time, band, y, x)), `dates/
 from __future__ import annotations
 
 import hashlib
+import shutil
 import warnings
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import zarr
 
 import flairhub as fh
 from flairhub.cube.reader import Backend
+from flairhub.cube.template import consolidate
 from flairhub.cube.verify import verify
 from flairhub.modalities import MODALITIES
 from flairhub.timeseries import CloudFilter
@@ -49,6 +51,13 @@ def test_nobody_wrote_the_store_again() -> None:
         if path.is_file():
             digest.update(path.relative_to(PATH).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     assert digest.hexdigest() == SHA256
+
+
+def test_its_metadata_is_consolidated_in_the_same_way_today(tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(PATH, tmp_path / "copy.zarr"))
+    consolidate(copy)
+    for path in PATH.rglob("zarr.json"):
+        assert (copy / path.relative_to(PATH)).read_bytes() == path.read_bytes()
 
 
 @pytest.mark.parametrize("backend", ["direct", "zarr"])

@@ -223,3 +223,14 @@ def test_verify_checks_files_and_journal(copy: Path) -> None:
     assert [message.split(": ", 1)[1] for message in verify(fh.open_cube(copy)).damage] == [
         "ingest/journal.jsonl line 1 is damaged"
     ]
+
+
+def test_metadata_is_consolidated_as_zarr_does_it(copy: Path) -> None:
+    groups = [path.parent for path in copy.rglob("zarr.json") if json.loads(path.read_text())["node_type"] == "group"]
+    assert len(groups) == 13, "root, patches, ingest, the modalities"
+    for group in groups:
+        before = (group / "zarr.json").read_bytes()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            zarr.consolidate_metadata(str(group), zarr_format=3)
+        assert (group / "zarr.json").read_bytes() == before
