@@ -73,8 +73,10 @@ def main(args: list[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted.", err=True)
+    except (click.Abort, KeyboardInterrupt) as error:
+        # click turns Ctrl-C into an Abort; a command may have said how to continue.
+        how = [str(one) for one in (error, error.__cause__) if isinstance(one, KeyboardInterrupt) and one.args]
+        click.echo(" ".join(["Interrupted.", *how]), err=True)
         sys.exit(130)
     except FlairhubError as error:
         if debug:

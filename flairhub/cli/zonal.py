@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key; may be repeated.")
 @click.option("--overwrite", is_flag=True, help="Replace existing maps and other unfinished work.")
 @click.option("--resume/--no-resume", default=True, show_default=True, help="Continue a killed run.")
-@click.option("--workers", type=click.IntRange(min=1), help="Threads (or processes) beside the network.")
+@click.option("--workers", type=click.IntRange(min=1), help="Blocks at a time: threads, or worker processes.")
 @click.option(
     "--scheduler",
     metavar="ADDRESS",
@@ -34,12 +34,14 @@ def command(
     """Map a zone: whole rasters in, one GeoTIFF or COG per task out.
 
     Windows overlap by the configured margin, every pixel is computed once. A killed run continues where it stopped;
-    the maps appear under their names only complete and read back.
+    the maps appear under their names only complete and read back. Ctrl-C ends it after the windows that are being
+    computed (exit code 130).
 
     \b
     Example:
       flairhub zonal --config zonal.yaml
       flairhub zonal --config zonal.yaml --set output_type=class_prob --workers 4
+      flairhub zonal --config zonal.yaml --scheduler processes --workers 4
       flairhub zonal --config zonal.yaml --scheduler tcp://10.0.0.1:8786
     """
     from flairhub.cli.console import progress_bar

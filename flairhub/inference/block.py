@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from flairhub.errors import UsageError, ZoneError
 from flairhub.inference.batches import BlockPixels, make_batch, read_block, valid_region
 from flairhub.inference.blend import touching, weights_of
+from flairhub.inference.execute import Stopped
 from flairhub.inference.forward import PLAIN, Output, Style, read_probabilities, window_outputs
 from flairhub.inference.network import LoadedNetwork, ModelRef, load
 from flairhub.inference.resample import Taps, output_length, resample, taps
@@ -162,7 +164,11 @@ def check_inputs(zone: Zone, model: ModelRef) -> None:
 
 
 def predict_block(
-    plan: MapPlan, model: ModelRef, block: tuple[int, int], outputs: Sequence[Output]
+    plan: MapPlan,
+    model: ModelRef,
+    block: tuple[int, int],
+    outputs: Sequence[Output],
+    stop: threading.Event | None = None,
 ) -> tuple[dict[tuple[str, Output], NDArray[Any]], NDArray[np.bool_]]:
     """Predict one block.
 
@@ -171,19 +177,23 @@ def predict_block(
         model: The network.
         block: Row and column number.
         outputs: What to return.
+        stop: When it is set, the block ends after the windows that are being computed.
 
     Returns:
         By task and output: (y, x) for class and confidence, (class, y, x) for probabilities and scaled, with their
         nodata values where the block has none; and the validity (y, x).
+
+    Raises:
+        Stopped: `stop` was set.
     """
     (row0, row1), (col0, col1) = plan.extent(block)
     if plan.ratio == 1:
-        values, valid = _predict_fine(plan, model, (row0, row1), (col0, col1), outputs)
+        values, valid = _predict_fine(plan, model, (row0, row1), (col0, col1), outputs, stop)
     else:
         rows = taps(row0, row1, plan.rows.length, plan.ratio)
         cols = taps(col0, col1, plan.cols.length, plan.ratio)
         fine, fine_valid = _predict_fine(
-            plan, model, (rows.first, rows.last), (cols.first, cols.last), ["probabilities"]
+            plan, model, (rows.first, rows.last), (cols.first, cols.last), ["probabilities"], stop
         )
         values, valid = _resampled(fine, fine_valid, rows, cols, outputs)
     for (_, output), array in values.items():
@@ -192,7 +202,12 @@ def predict_block(
 
 
 def _predict_fine(
-    plan: MapPlan, model: ModelRef, rows: tuple[int, int], cols: tuple[int, int], outputs: Sequence[Output]
+    plan: MapPlan,
+    model: ModelRef,
+    rows: tuple[int, int],
+    cols: tuple[int, int],
+    outputs: Sequence[Output],
+    stop: threading.Event | None,
 ) -> tuple[dict[tuple[str, Output], NDArray[Any]], NDArray[np.bool_]]:
     zone, shape = plan.zone, (rows[1] - rows[0], cols[1] - cols[0])
     find = touching if plan.style.blend else AxisWindows.covering
@@ -202,7 +217,7 @@ def _predict_fine(
     valid = valid_region(zone, pixels, rows, cols, plan.style.drop_missing)
     parts = (_Part.of(plan, window, rows, cols) for window in product(row_windows, col_windows))
     needed = (part for part in parts if valid[part.target].any())
-    run = _Run(plan, model, load(model), pixels)
+    run = _Run(plan, model, load(model), pixels, stop)
     if plan.style.blend:
         sums, weight = _blended(run, needed, shape)
         valid &= weight > 0
@@ -222,6 +237,11 @@ def _predict_fine(
     return values, valid
 
 
+def wants_one_shape(device: str) -> bool:
+    """True where every batch holds as many windows: a GPU picks kernels by shape, which shows in the last bits."""
+    return device.startswith("cuda")
+
+
 @dataclass(frozen=True)
 class _Run:
     """What all batches of a block share."""
@@ -230,15 +250,22 @@ class _Run:
     model: ModelRef
     network: LoadedNetwork
     pixels: BlockPixels
+    stop: threading.Event | None
 
     def predict(
         self, parts: list[_Part], outputs: Sequence[Output], crop: tuple[slice, slice]
     ) -> tuple[dict[tuple[str, Output], NDArray[Any]], NDArray[np.bool_]]:
         """Outputs of the windows of `parts`, and which of them had data."""
-        plan, starts = self.plan, [part.start for part in parts]
+        if self.stop is not None and self.stop.is_set():
+            raise Stopped
+        plan, starts, n_windows = self.plan, [part.start for part in parts], len(parts)
+        if wants_one_shape(self.network.device):
+            # The last batch of a block is filled up with its last window.
+            starts += starts[-1:] * (plan.batch_size - n_windows)
         batch, has_data = make_batch(plan.zone, self.pixels, self.model.preparations, starts, self.network.device)
         size = (plan.rows.window, plan.cols.window)
-        return window_outputs(self.network, batch, size, plan.tasks, outputs, plan.style, crop), has_data
+        found = window_outputs(self.network, batch, size, plan.tasks, outputs, plan.style, crop)
+        return {key: values[:n_windows] for key, values in found.items()}, has_data[:n_windows]
 
 
 @dataclass(frozen=True)

@@ -2,22 +2,54 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
-from flairhub.errors import UsageError
+from flairhub.errors import FlairhubError, UsageError, ZoneError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-_QUEUED_PER_WORKER = 2
+QUEUED_PER_WORKER = 2
+"""Jobs handed out ahead per thread or process: enough to keep it busy, few enough to keep memory flat."""
+
+LOST_AT_MOST = 3
+"""How often a job is handed out again after dask has given it up, which it does after four deaths."""
+
+CONNECT_TIMEOUT_S = 20
+"""How long a scheduler may take to answer, and to have its first worker."""
+
+
+class Stopped(Exception):
+    """A job ended early because its run was interrupted or has failed."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Where jobs run.
+
+    Attributes:
+        executor: Takes the jobs.
+        slots: Jobs that run at a time.
+        stop: Set when the run ends early; jobs in threads of this process look at it between windows. None where jobs
+            run elsewhere.
+    """
+
+    executor: Executor
+    slots: int
+    stop: threading.Event | None = None
 
 
 @contextmanager
-def job_executor(workers: int, scheduler: str | None) -> Iterator[Executor]:
+def job_workers(workers: int, scheduler: str | None) -> Iterator[Workers]:
     """Yield where jobs run.
 
     Args:
@@ -26,55 +58,138 @@ def job_executor(workers: int, scheduler: str | None) -> Iterator[Executor]:
             (`tcp://host:port`), whose workers see the same files.
 
     Raises:
-        UsageError: No such scheduler, or it does not answer.
+        UsageError: No such scheduler, it does not answer, or it has no workers.
     """
     if workers < 1:
         raise UsageError(f"workers: got {workers}, expected at least 1.")
     if scheduler in (None, "threads"):
+        stop = threading.Event()
         pool = ThreadPoolExecutor(workers, thread_name_prefix="flairhub-map")
         try:
-            yield pool
+            yield Workers(pool, workers, stop)
         finally:
+            stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
         return
-    from distributed import Client, LocalCluster
-
     if scheduler == "processes":
-        with (
-            LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
-            Client(cluster) as client,
-        ):
-            yield client.get_executor(pure=False)
+        with _local_client(workers) as client:
+            yield Workers(client.get_executor(pure=False), workers)
         return
     if "://" not in str(scheduler):
         raise UsageError(
             f"scheduler: got {scheduler!r}, expected threads, processes or an address such as tcp://host:8786."
         )
+    with _client_of(str(scheduler)) as client:
+        yield Workers(client.get_executor(pure=False), max(1, sum(client.nthreads().values())))
+
+
+@contextmanager
+def _local_client(workers: int) -> Iterator[Any]:
+    """Start worker processes; scheduler, dashboard and workers are reached from this machine only."""
+    from distributed import Client, LocalCluster
+
+    with (
+        quiet_distributed(),
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            memory_limit=0,
+            preload=["flairhub.inference.preload"],
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+@contextmanager
+def quiet_distributed() -> Iterator[None]:
+    """Keep the comings and goings of workers out of the log; what fails comes back as the job's result."""
+    log = logging.getLogger("distributed")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
     try:
-        client = Client(scheduler, timeout=20)
+        yield
+    finally:
+        log.setLevel(level)
+
+
+@contextmanager
+def _client_of(address: str) -> Iterator[Any]:
+    from distributed import Client
+
+    try:
+        client = Client(address, timeout=CONNECT_TIMEOUT_S)
     except (OSError, ValueError) as error:
-        raise UsageError(f"scheduler: no dask scheduler answers at {scheduler} ({error}).") from None
+        raise UsageError(f"scheduler: no dask scheduler answers at {address} ({error}).") from None
     with client:
-        yield client.get_executor(pure=False)
+        try:
+            client.wait_for_workers(1, timeout=CONNECT_TIMEOUT_S)
+        except TimeoutError:
+            raise UsageError(
+                f"scheduler: {address} has no workers. Start some (`dask worker {address}`) where the files are seen."
+            ) from None
+        yield client
 
 
-def run_jobs(
-    executor: Executor, workers: int, function: Callable[[Job], Result], jobs: Iterable[Job]
-) -> Iterator[tuple[Job, Result]]:
+def run_jobs(workers: Workers, function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[tuple[Job, Result]]:
     """Yield (job, result) as jobs finish; few are queued at a time, so that memory does not grow with their number.
 
-    The first error stops the rest.
+    The first error stops the rest. A job whose worker process dies is done again by another one.
+
+    Raises:
+        ZoneError: A job's worker processes die again and again.
     """
     waiting: dict[Future[Any], Job] = {}
     remaining = iter(jobs)
+    attempt = function if workers.stop is not None else partial(_attempt, function)
+    lost: Counter[Job] = Counter()
     try:
         while True:
-            for job in islice(remaining, _QUEUED_PER_WORKER * workers - len(waiting)):
-                waiting[executor.submit(function, job)] = job
+            for job in islice(remaining, QUEUED_PER_WORKER * workers.slots - len(waiting)):
+                waiting[workers.executor.submit(attempt, job)] = job
             if not waiting:
                 return
             for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                yield waiting.pop(future), future.result()
+                job = waiting.pop(future)
+                if _is_lost(future):
+                    # dask holds a death against every job that the worker had: most are innocent.
+                    lost[job] += 1
+                    if lost[job] == LOST_AT_MOST:
+                        raise _lost_error(job)
+                    waiting[workers.executor.submit(attempt, job)] = job
+                    continue
+                found = future.result()
+                if isinstance(found, FlairhubError):
+                    raise found
+                yield job, found
     finally:
+        if workers.stop is not None:
+            workers.stop.set()
         for future in waiting:
             future.cancel()
+
+
+def _attempt(function: Callable[[Any], Any], job: Any) -> Any:
+    """Return the result or the error, without its causes: GDAL's exceptions do not travel between processes."""
+    try:
+        return function(job)
+    except FlairhubError as error:
+        try:
+            return type(error)(str(error))
+        except TypeError:
+            return ZoneError(str(error))
+
+
+def _is_lost(future: Future[Any]) -> bool:
+    """True when dask gave a job up because too many workers died that had it."""
+    return type(future.exception()).__name__ == "KilledWorker"
+
+
+def _lost_error(job: Any) -> ZoneError:
+    return ZoneError(
+        f"block {job}: the worker processes that computed it died again and again, perhaps for want of memory. "
+        f"Use a smaller block_px or batch_size; finished blocks are kept."
+    )

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ import numpy as np
 from flairhub import __version__
 from flairhub.errors import OutputExistsError
 from flairhub.inference.block import MapPlan, plan_map, predict_block
-from flairhub.inference.execute import job_executor, run_jobs
+from flairhub.inference.execute import job_workers, run_jobs
 from flairhub.inference.extras import NONE, Extras, write_task_polygons
 from flairhub.inference.forward import PLAIN, Output, Style
 from flairhub.inference.handles import close_all
@@ -203,8 +204,14 @@ def write_zone(
         check_absent(target.folder, target.files(ref.tasks), target.work_folder, key if resume else "")
     with Work.open(target.work_folder, key, store, resume=resume, discard_other=overwrite) as work:
         before = len(work.done)
-        _compute(plan, ref, work, output_type, workers, scheduler, report)
-        _finish(plan, ref, work, target, report)
+        try:
+            _compute(plan, ref, work, output_type, workers, scheduler, report)
+            _finish(plan, ref, work, target, report)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"{len(work.done)} of {plan.n_blocks[0] * plan.n_blocks[1]} blocks are done; "
+                f"the same command continues there."
+            ) from None
         result = _result(plan, ref, work, target, before, started)
         work.remove()
     return result
@@ -247,10 +254,10 @@ def _compute(
         return
     if work.done:
         log.info("%s: continuing, %d of %d blocks are there", work.folder, len(work.done), total)
-    function = partial(compute_block, plan, ref, work.store, output_type)
     try:
-        with job_executor(workers, scheduler) as executor:
-            for block, record in run_jobs(executor, workers, function, jobs):
+        with job_workers(workers, scheduler) as pool:
+            function = partial(compute_block, plan, ref, work.store, output_type, stop=pool.stop)
+            for block, record in run_jobs(pool, function, jobs):
                 work.record(block, record)
                 report("map", len(work.done), total)
     finally:
@@ -258,13 +265,18 @@ def _compute(
 
 
 def compute_block(
-    plan: MapPlan, ref: ModelRef, store: BlockStore, output_type: OutputType, block: Block
+    plan: MapPlan,
+    ref: ModelRef,
+    store: BlockStore,
+    output_type: OutputType,
+    block: Block,
+    stop: threading.Event | None = None,
 ) -> BlockRecord:
     """Predict a block and write it to the store: one job."""
     outputs: list[Output] = ["class"] if output_type == "argmax" else ["class", "scaled"]
     if any(confidence_array(task) in store.n_bands for task, _ in plan.tasks):
         outputs.append("confidence")
-    values, valid = predict_block(plan, ref, block, outputs)
+    values, valid = predict_block(plan, ref, block, outputs, stop)
     crc, counts = {}, {}
     for task, n_classes in plan.tasks:
         classes = values[task, "class"]

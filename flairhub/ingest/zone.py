@@ -247,15 +247,8 @@ class _Run:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def finish(self) -> None:
-        """Have all shards on disk, then call the store complete, in one step."""
+        """Call the store complete, in one step."""
         sweep(self._path)
-        for entry in self._done.values():
-            for name in entry.files:
-                descriptor = os.open(self._path / name, os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
         self._journal.rewrite(self._done.values())
         reach("tables")
         set_status(self._path, "complete", ZONE_KEY)
@@ -280,7 +273,18 @@ def _write_shard(store: Path, job: _Job, codec: str) -> dict[str, tuple[int, int
                 for kind, chain in chains.items():
                     values = None if chunk is None else chunk[kind]
                     writers[kind].add(None if values is None else chain.encode_parts(values))
+    for name in names.values():
+        _to_disk(store / name)
     return {names[kind]: (writer.length, writer.checksum) for kind, writer in writers.items()}
+
+
+def _to_disk(path: Path) -> None:
+    """Have a file on disk, so that no journal line outlives it when the power fails."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _key(layer: ZoneLayer, kind: str, tiling: Tiling, shard: int) -> str:

@@ -6,6 +6,7 @@ import pickle
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import dask
 import numpy as np
@@ -15,8 +16,9 @@ import xarray as xr
 from zone_makers import SmallField, fake_model, made_dates, make_zone, whole_area_logits, whole_area_map, write_raster
 
 from flairhub.errors import UsageError
-from flairhub.inference import predict_zone
+from flairhub.inference import Style, predict_zone
 from flairhub.inference.block import default_block, plan_map, predict_block
+from flairhub.inference.forward import window_outputs
 from flairhub.inference.network import memory_ref, model_ref
 from flairhub.modalities import MODALITIES
 from flairhub.prepare import ImagePreparation
@@ -340,3 +342,29 @@ def test_default_blocks_bound_the_memory(tmp_path: Path) -> None:
     assert default_block(replace(zone, sources={"SENTINEL2_TS": longer}), model, 64) == 64
     shorter = replace(longer, n_dates=1)
     assert default_block(replace(zone, sources={"SENTINEL2_TS": shorter}), model, 12) == 2048
+
+
+def test_batches_of_one_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: the last batch of every block is filled up, the map stays the same."""
+    made = make_zone(tmp_path, 100, 76, {"AERIAL_RGBI": 1})
+    zone, model = made.open(32, 4), fake_model({"AERIAL_RGBI": ImagePreparation()})
+    expected = whole_area_map(made, zone, model)
+    shapes: set[int] = set()
+
+    def counted(network: Any, batch: Any, *arguments: Any) -> Any:
+        shapes.add(len(batch.inputs["AERIAL_RGBI"]))
+        return window_outputs(network, batch, *arguments)
+
+    monkeypatch.setattr("flairhub.inference.block.window_outputs", counted)
+    for style in (Style(), Style(blend=True)):
+        shapes.clear()
+        ragged = predict_zone(zone, model, block_px=60, batch_size=4, style=style)["class"].values
+        assert len(shapes) > 1
+        with monkeypatch.context() as patch:
+            patch.setattr("flairhub.inference.block.wants_one_shape", lambda device: True)
+            shapes.clear()
+            found = predict_zone(zone, model, block_px=60, batch_size=4, style=style)["class"].values
+        assert shapes == {4}
+        np.testing.assert_array_equal(found, ragged)
+        if not style.blend:
+            np.testing.assert_array_equal(found, expected)

@@ -1,0 +1,338 @@
+"""Many processes, a cluster, workers that die, Ctrl-C: the same bytes, nothing open to the network."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import rasterio
+import slow_zonal
+from bundle_makers import make_bundle, write_zonal_config
+from click.testing import CliRunner
+from zone_makers import MadeZone, make_zone
+
+from flairhub.cli import cli
+from flairhub.config import load_zonal_config
+from flairhub.errors import DataError, UsageError, ZoneError
+from flairhub.inference import execute, run_zonal
+from flairhub.inference.run import ZonalResult
+from flairhub.prepare import ImagePreparation
+from flairhub.timeseries import CloudFilter, SeriesPreparation
+
+PREPARATIONS: Mapping[str, Any] = {
+    "AERIAL_RGBI": ImagePreparation((1, 2, 3), None, "custom", (50.0, 51.0, 52.0), (20.0, 21.0, 22.0)),
+    "SENTINEL2_TS": SeriesPreparation((1, 3, 4, 9), CloudFilter(55, 65, 0.4), "monthly"),
+}
+N_BLOCKS = 12
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("bundles") / "aerial_s2", PREPARATIONS)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> MadeZone:
+    ratios = {"AERIAL_RGBI": 1, "SENTINEL2_TS": 8}
+    return make_zone(tmp_path_factory.mktemp("zone"), 96, 80, ratios, n_dates=6, quality=True)
+
+
+@pytest.fixture(scope="module")
+def yaml_path(tmp_path_factory: pytest.TempPathFactory, made: MadeZone, bundle: Path) -> Path:
+    folder = tmp_path_factory.mktemp("workers")
+    return write_zonal_config(folder / "zonal.yaml", made, bundle, {"block_px": 40, "write_confidence": True})
+
+
+@pytest.fixture(scope="module")
+def serial(yaml_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Files of a run with one thread."""
+    out = tmp_path_factory.mktemp("serial")
+    result = run_zonal(configured(yaml_path, out), workers=1)
+    assert result.n_blocks == N_BLOCKS
+    return maps_of(out)
+
+
+def configured(yaml_path: Path, out: Path) -> Any:
+    return load_zonal_config(yaml_path, [f"output_path={out}"])
+
+
+def maps_of(folder: Path) -> dict[str, bytes]:
+    found = {}
+    for path in sorted(folder.glob("*.tif")):
+        with rasterio.open(path) as dataset:
+            found[path.name] = dataset.read().tobytes()
+    assert len(found) == 2
+    return found
+
+
+class Cluster:
+    """A scheduler and two worker processes, reached over TCP; workers count how often they load a model."""
+
+    places: set[Any]
+
+    def __init__(self, client: Any):
+        self.client, self.address = client, client.scheduler.address
+        client.run(count_loads)
+
+    def pids(self) -> list[int]:
+        return list(self.client.run(os.getpid).values())
+
+
+def count_loads() -> None:
+    """Run in a worker: from now on, note every bundle that is read."""
+    import flairhub.models
+
+    original: Callable[..., Any] = flairhub.models.load_model
+    loads: list[str] = []
+
+    def counted(path: Any, device: Any = "cpu") -> Any:
+        loads.append(str(path))
+        return original(path, device)
+
+    flairhub.models.load_model = counted
+    flairhub.models.loads_of_this_test = loads  # type: ignore[attr-defined]
+
+
+def loads_here() -> list[str] | None:
+    import flairhub.models
+
+    return getattr(flairhub.models, "loads_of_this_test", None)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Local processes as `--scheduler processes` starts them; their scheduler's address serves as any other's."""
+    own = psutil.Process()
+    before, known = listening([own]), {child.pid for child in own.children(recursive=True)}
+    with execute._local_client(2) as client:
+        cluster = Cluster(client)
+        fresh = [child for child in own.children(recursive=True) if child.pid not in known]
+        cluster.places = listening([own, *fresh]) - before
+        yield cluster
+
+
+def listening(processes: list[psutil.Process]) -> set[Any]:
+    found = [entry for process in processes for entry in process.net_connections()]
+    return {entry.laddr for entry in found if entry.status == psutil.CONN_LISTEN}
+
+
+def worker_processes(own: psutil.Process, known: set[int]) -> list[psutil.Process]:
+    """Living worker processes that are not known."""
+    found = []
+    for child in own.children(recursive=True):
+        try:
+            if child.pid not in known and "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return found
+
+
+def test_threads_give_the_same_bytes(yaml_path: Path, tmp_path: Path, serial: dict[str, bytes]) -> None:
+    done = CliRunner().invoke(
+        cli, ["zonal", "--config", str(yaml_path), "--set", f"output_path={tmp_path}", "--workers", "2"]
+    )
+    assert done.exit_code == 0, done.output
+    assert maps_of(tmp_path) == serial
+
+
+def test_cluster_gives_the_same_bytes_and_loads_the_model_once_per_worker(
+    yaml_path: Path, tmp_path: Path, serial: dict[str, bytes], cluster: Cluster, bundle: Path
+) -> None:
+    result = run_zonal(configured(yaml_path, tmp_path), scheduler=cluster.address)
+    assert result.n_computed == N_BLOCKS
+    assert maps_of(tmp_path) == serial
+    loads = cluster.client.run(loads_here)
+    assert len(loads) == 2
+    assert list(loads.values()) == [[str(bundle)], [str(bundle)]]
+
+
+def killing(pids: list[int], at: int) -> Callable[[str, int, int], None]:
+    """Return a progress that kills a worker process once `at` blocks are done."""
+    left = list(pids)
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "map" and done == at and left:
+            os.kill(left.pop(), signal.SIGKILL)
+
+    return progress
+
+
+def test_cluster_survives_a_killed_worker(
+    yaml_path: Path, tmp_path: Path, serial: dict[str, bytes], cluster: Cluster
+) -> None:
+    before = cluster.pids()
+    result = run_zonal(
+        configured(yaml_path, tmp_path), scheduler=cluster.address, progress=killing(before[:1], N_BLOCKS // 3)
+    )
+    assert not psutil.pid_exists(before[0]) or psutil.Process(before[0]).status() == psutil.STATUS_ZOMBIE
+    assert result.n_computed == N_BLOCKS
+    assert maps_of(tmp_path) == serial
+
+
+def test_errors_of_workers_keep_file_and_reason(
+    yaml_path: Path, tmp_path: Path, made: MadeZone, bundle: Path, cluster: Cluster
+) -> None:
+    """A raster that is damaged behind its header: the error travels, without GDAL's own."""
+    import shutil
+
+    folder = shutil.copytree(made.folder, tmp_path / "zone")
+    content = bytearray((folder / "AERIAL_RGBI.tif").read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 2000] = b"\x00" * 2000
+    (folder / "AERIAL_RGBI.tif").write_bytes(content)
+    config = load_zonal_config(
+        yaml_path,
+        [f"output_path={tmp_path / 'out'}", f"modalities.AERIAL_RGBI.input_img_path={folder / 'AERIAL_RGBI.tif'}"],
+    )
+    with pytest.raises(DataError, match=r"AERIAL_RGBI.tif: cannot read rows .* damaged or gone"):
+        run_zonal(config, scheduler=cluster.address)
+
+
+def test_local_processes_listen_on_this_machine_only(cluster: Cluster) -> None:
+    assert len(cluster.places) >= 4, "scheduler, dashboard, two workers"
+    assert {place.ip for place in cluster.places} == {"127.0.0.1"}
+
+
+@pytest.mark.slow
+def test_local_processes_of_which_one_dies_give_the_same_bytes(
+    yaml_path: Path, tmp_path: Path, serial: dict[str, bytes]
+) -> None:
+    """`--scheduler processes --workers 2`, one of them killed on the way."""
+    own = psutil.Process()
+    known = {child.pid for child in own.children(recursive=True)}
+    killed: list[int] = []
+
+    def look(stage: str, done: int, total: int) -> None:
+        if stage != "map" or done != 3 or killed:
+            return
+        workers = worker_processes(own, known)
+        killed.append(workers[0].pid)
+        workers[0].kill()
+
+    result = run_zonal(configured(yaml_path, tmp_path), workers=2, scheduler="processes", progress=look)
+    assert result.n_computed == N_BLOCKS
+    assert killed
+    assert maps_of(tmp_path) == serial
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("turn", range(4))
+def test_processes_that_die_again_and_again(
+    yaml_path: Path, tmp_path: Path, serial: dict[str, bytes], turn: int
+) -> None:
+    """A worker process dies at every second block."""
+    own, count = psutil.Process(), [0]
+    known = {child.pid for child in own.children(recursive=True)}
+
+    def progress(stage: str, done: int, total: int) -> None:
+        workers = worker_processes(own, known)
+        if stage == "map" and 0 < done < total and done % 2 == turn % 2 and len(workers) == 2:
+            workers[(turn // 2 + done // 2) % 2].kill()
+            count[0] += 1
+
+    result = run_zonal(configured(yaml_path, tmp_path), workers=2, scheduler="processes", progress=progress)
+    assert count[0] >= 2
+    assert result.n_computed == N_BLOCKS
+    assert maps_of(tmp_path) == serial
+
+
+def test_worker_that_dies_again_and_again_is_reported() -> None:
+    class KilledWorker(Exception):
+        pass
+
+    class Dead:
+        def submit(self, function: Any, job: Any) -> Any:
+            from concurrent.futures import Future
+
+            future: Future[Any] = Future()
+            submitted.append(job)
+            future.set_exception(KilledWorker())
+            return future
+
+    submitted: list[Any] = []
+    with pytest.raises(ZoneError, match=r"block \(0, 1\): the worker processes .* died again and again"):
+        list(execute.run_jobs(execute.Workers(Dead(), 1), print, [(0, 1)]))  # type: ignore[arg-type]
+    assert submitted == [(0, 1)] * execute.LOST_AT_MOST
+
+
+def test_schedulers_that_cannot_be(yaml_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from distributed import LocalCluster
+
+    monkeypatch.setattr(execute, "CONNECT_TIMEOUT_S", 0.5)
+    config = configured(yaml_path, tmp_path)
+    with pytest.raises(UsageError, match=r"no dask scheduler answers at tcp://127.0.0.1:9"):
+        run_zonal(config, scheduler="tcp://127.0.0.1:9")
+    with pytest.raises(UsageError, match=r"got 'slurm', expected threads, processes or an address"):
+        run_zonal(config, scheduler="slurm")
+    with (
+        LocalCluster(n_workers=0, processes=False, protocol="tcp", dashboard_address="127.0.0.1:0") as empty,
+        pytest.raises(UsageError, match=r"has no workers. Start some \(`dask worker tcp://"),
+    ):
+        run_zonal(config, scheduler=empty.scheduler_address)
+
+
+def test_help_mentions_workers_and_scheduler() -> None:
+    text = " ".join(CliRunner().invoke(cli, ["zonal", "--help"]).output.split())
+    assert "--workers INTEGER" in text
+    assert "tcp://host:8786" in text
+    assert "--scheduler processes --workers 4" in text
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), pytest.param(("--scheduler", "processes"), marks=pytest.mark.slow)], ids=["threads", "processes"]
+)
+def test_ctrl_c_ends_after_the_running_windows_and_the_same_command_continues(
+    yaml_path: Path, tmp_path: Path, serial: dict[str, bytes], arguments: tuple[str, ...]
+) -> None:
+    sets = [f"output_path={tmp_path}", "batch_size=1", "workers=2"]
+    options = ["--config", str(yaml_path), *(part for one in sets for part in ("--set", one)), *arguments]
+    if arguments:
+        # The workers are processes that know nothing of the slow network: interrupted as soon as a block is done.
+        with start(0.0, options) as process:
+            journal = tmp_path / ".map.unfinished" / "journal.jsonl"
+            while not journal.is_file() or not journal.read_text().count("\n"):
+                time.sleep(0.02)
+            os.killpg(process.pid, signal.SIGINT)
+            out, err = process.communicate(timeout=30)
+    else:
+        with start(0.2, options) as process:
+            assert process.stdout is not None
+            for _ in range(6):
+                process.stdout.readline()
+            os.killpg(process.pid, signal.SIGINT)
+            sent = time.monotonic()
+            out, err = process.communicate(timeout=30)
+            assert time.monotonic() - sent < 4
+            assert out.count("windows") <= 2, "a block has up to 9 windows, two were running"
+    assert process.returncode == 130, err
+    lines = [line for line in err.splitlines() if line]
+    assert len(lines) == 1
+    assert lines[0].startswith("Interrupted. ")
+    assert lines[0].endswith(f" of {N_BLOCKS} blocks are done; the same command continues there.")
+    n_done = int(lines[0].split()[1])
+    assert not list(tmp_path.glob("*.tif"))
+    result: ZonalResult = run_zonal(configured(yaml_path, tmp_path))
+    assert 0 < result.n_blocks - result.n_computed <= n_done + 1
+    assert maps_of(tmp_path) == serial
+
+
+def start(seconds: float, arguments: list[str]) -> subprocess.Popen[str]:
+    """Start `flairhub zonal` in a session of its own: a signal to its group reaches its workers and nobody else."""
+    command = [sys.executable, str(Path(slow_zonal.__file__)), str(seconds), *arguments]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
