@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import dask
+import processes
 import pytest
 from breaking import NAMES, SIZES, copy_files
 from makers import PatchFiles, make_patch_files
@@ -19,3 +22,12 @@ def small_files(tmp_path_factory: pytest.TempPathFactory) -> PatchFiles:
 def files(small_files: PatchFiles, tmp_path: Path) -> PatchFiles:
     """A copy of `small_files` in `tmp_path / "files"`, to be changed."""
     return copy_files(small_files, tmp_path / "files")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_starts() -> Iterator[None]:
+    """dask's workers, too, are copies of the process that has imported everything."""
+    # Before distributed gives the server another list of modules.
+    processes.start_server()
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        yield

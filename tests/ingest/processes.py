@@ -2,17 +2,78 @@
 
 from __future__ import annotations
 
+import multiprocessing.forkserver
 import os
+import resource
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 from makers import PatchFiles
 
+# Importing takes longer than ingesting the small data sets of the tests: a server imports once, and each run is its
+# copy. Modules that start threads when imported are none of these.
+_fork = multiprocessing.get_context("forkserver")
+PRELOADED = ["flairhub.cli.ingest", "flairhub.ingest.run", "rasterio", "zarr", "distributed", "torch"]
 
-def start(
-    files: PatchFiles, cube: Path, *arguments: object, fault: str = "", limit_bytes: int = 0
-) -> subprocess.Popen[str]:
+
+def start_server() -> None:
+    """Start the process whose copies the runs are; it imports in the background."""
+    _fork.set_forkserver_preload(PRELOADED)
+    multiprocessing.forkserver.ensure_running()
+
+
+class Running:
+    """A run of the command line, with what is used of `subprocess.Popen`."""
+
+    def __init__(self, arguments: list[str], fault: str, limit_bytes: int):
+        """Start it; on return its session, and so its process group, is its own."""
+        self._folder = tempfile.TemporaryDirectory()
+        self._texts = [Path(self._folder.name) / name for name in ("out", "err")]
+        settings = ([str(path) for path in self._texts], arguments, fault, limit_bytes)
+        self._process = _fork.Process(target=_work, args=settings)
+        self._process.start()
+        self.pid = self._process.pid or 0
+        deadline = time.monotonic() + 60
+        while not self._texts[1].exists() and self._process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.001)
+
+    def poll(self) -> int | None:
+        """Exit code, negative for a signal; None while it runs."""
+        return self._process.exitcode
+
+    def communicate(self, timeout: float = 120) -> tuple[str, str]:
+        """Wait for its end; return what it wrote to standard output and error."""
+        self._process.join(timeout)
+        assert self._process.exitcode is not None, "still running"
+        return self._texts[0].read_text(), self._texts[1].read_text()
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit code, negative for a signal; None while it runs."""
+        return self._process.exitcode
+
+
+def _work(texts: list[str], arguments: list[str], fault: str, limit_bytes: int) -> None:
+    os.setsid()
+    for number, path in enumerate(texts, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    os.environ["FLAIRHUB_FAULT"] = fault
+    if limit_bytes:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
+    from flairhub.cli import main
+
+    main(arguments)
+
+
+def _arguments(files: PatchFiles, cube: Path, more: tuple[object, ...]) -> list[str]:
+    command = ["ingest", "--root", files.folder, "--cube", cube, "--shard", 1, "--workers", 0, *more]
+    return [str(argument) for argument in command]
+
+
+def start(files: PatchFiles, cube: Path, *arguments: object, fault: str = "", limit_bytes: int = 0) -> Running:
     """Start `flairhub ingest --root ... --cube ... --shard 1`.
 
     Args:
@@ -22,15 +83,16 @@ def start(
         fault: Value of FLAIRHUB_FAULT.
         limit_bytes: Largest file that the process may write; 0 = any.
     """
-    command = ["ingest", "--root", files.folder, "--cube", cube, "--shard", 1, "--workers", 0, *arguments]
+    return Running(_arguments(files, cube, arguments), fault, limit_bytes)
+
+
+def start_afresh(files: PatchFiles, cube: Path, *arguments: object, fault: str = "") -> subprocess.Popen[str]:
+    """Like `start`, in a new interpreter: for runs that start workers of their own."""
     code = "import sys; from flairhub.cli import main; main(sys.argv[1:])"
-    if limit_bytes:
-        code = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit_bytes},) * 2); {code}"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "FLAIRHUB_FAULT": fault}
     # A session of its own: a signal to its group reaches its workers and nobody else.
     return subprocess.Popen(
-        [sys.executable, "-c", code, *(str(argument) for argument in command)],
-        env=environment,
+        [sys.executable, "-c", code, *_arguments(files, cube, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "FLAIRHUB_FAULT": fault},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -41,5 +103,7 @@ def start(
 def run(files: PatchFiles, cube: Path, *arguments: object, fault: str = "", limit_bytes: int = 0) -> tuple[int, str]:
     """Run an ingest to its end; return exit code (negative = signal) and all output."""
     process = start(files, cube, *arguments, fault=fault, limit_bytes=limit_bytes)
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out + err
+    out, err = process.communicate()
+    code = process.returncode
+    assert code is not None
+    return code, out + err

@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -114,7 +115,8 @@ def kill_at_random_times(files: PatchFiles, whole: Path, folder: Path, times: in
     for _ in range(times):
         process = start(files, cube)
         time.sleep(clock.uniform(0.3, 1.1) * longest)
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         known = set(Journal(cube).read())
         assert known >= finished

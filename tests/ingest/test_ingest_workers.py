@@ -14,7 +14,7 @@ import psutil
 import pytest
 from comparisons import assert_equals_files, same_tree
 from makers import PatchFiles, make_patch_files
-from processes import start
+from processes import start_afresh
 
 import flairhub as fh
 from flairhub.errors import CubeError, DataError, UsageError
@@ -132,7 +132,7 @@ def test_a_local_cluster_listens_on_this_machine_only() -> None:
 
 def test_ctrl_c_ends_the_workers(files: PatchFiles, whole: Path, tmp_path: Path) -> None:
     cube = tmp_path / "c.zarr"
-    process = start(files, cube, "--workers", 2, fault="shard:2:interrupt")
+    process = start_afresh(files, cube, "--workers", 2, fault="shard:2:interrupt")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert (out.strip(), err.strip()) == ("", "Interrupted.")
