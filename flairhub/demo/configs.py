@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flairhub.demo.plan import DemoPlan
+from flairhub.demo.surfaces import BACKGROUND
 from flairhub.modalities import INPUTS, LABELS, MODALITIES, Kind
 from flairhub.tasks import default_task
 
@@ -62,11 +63,11 @@ def _task_sections(csv: dict[str, Path], metadata: Path, root: Path, seed: int, 
             "num_epochs": plan.epochs,
             "batch_size": plan.batch_size,
             "seed": seed % 2**32,
-            "learning_rate": 3e-3,
+            "learning_rate": 1e-2,
             "optimizer": "adamw",
             "optim_weight_decay": 0.01,
             "scheduler": "one_cycle_lr",
-            "warmup_fraction": 0.2,
+            "warmup_fraction": 0.1,
         },
         "hardware": {"accelerator": "cpu", "num_workers": 0},
         "saving": {
@@ -85,7 +86,7 @@ def _modalities_section() -> dict[str, Any]:
     return {
         "inputs": {name: name in ACTIVE for name in INPUTS},
         "inputs_channels": _channels(),
-        "aux_loss": {name: name == "SENTINEL2_TS" for name in INPUTS},
+        "aux_loss": dict.fromkeys(INPUTS, False),
         "aux_loss_weight": 1.0,
         "modality_dropout": dict.fromkeys(INPUTS, 0.0),
         "pre_processings": {
@@ -108,17 +109,17 @@ def _models_section(plan: DemoPlan) -> dict[str, Any]:
         "monotemp_model": {"arch": plan.arch, "new_channels_init_mode": "random", "pretrained": False},
         "multitemp_model": {
             "ref_date": REF_DATE,
-            "encoder_widths": [16, 16, 16, 32],
-            "decoder_widths": [16, 16, 16, 32],
+            "encoder_widths": [32, 32],
+            "decoder_widths": [32, 32],
             "out_conv": [32, 19],
             "str_conv_k": 3,
             "str_conv_s": 1,
             "str_conv_p": 1,
             "agg_mode": "att_group",
             "encoder_norm": "batch",
-            "n_head": 16,
-            "d_model": 256,
-            "d_k": 4,
+            "n_head": 8,
+            "d_model": 128,
+            "d_k": 8,
             "pad_value": 0,
             "padding_mode": "reflect",
         },
@@ -135,6 +136,8 @@ def _supervision_sections() -> dict[str, Any]:
             "value_weights": {"default": 1},
         }
     configs["AERIAL_LABEL-COSIA"]["value_weights"] = {"default": 1, "default_exceptions": IGNORED_COSIA}
+    # Two pixels of three are no parcel: with less weight on them the crops are learnt in a few epochs.
+    configs["ALL_LABEL-LPIS"]["value_weights"] = {"default": 1, "default_exceptions": {BACKGROUND: 0.3}}
     return {"labels": list(LABELS), "labels_configs": configs}
 
 
@@ -169,7 +172,8 @@ def zonal_sections(
         "batch_size": 4,
         "num_worker": 0,
         "img_pixels_detection": plan.patch_px,
-        "margin": plan.patch_px // 10,
+        "margin": plan.patch_px // 4,
+        "overlap": "blend",
         "output_px_meters": plan.gsd_m,
         "monotemp_arch": plan.arch,
         "multitemp_model_ref_date": REF_DATE,

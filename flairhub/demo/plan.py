@@ -44,7 +44,7 @@ class DemoPlan:
     )
     roi_grid: tuple[int, int] = (5, 6)
     zone_grid: tuple[int, int] = (6, 8)
-    arch: str = "test_resnet-linknet"
+    arch: str = "test_resnet-segformer"
     epochs: int = 9
     batch_size: int = 8
 

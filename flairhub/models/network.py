@@ -45,10 +45,10 @@ torch.export.register_dataclass(Output)
 class Network(nn.Module):
     """Segmentation network of any non-empty set of inputs and tasks.
 
-    A modality of the spec may be missing from a forward pass, and a series may have samples without a valid date:
-    its features then count as zeros in the fusion, and in a network of series only the mean is taken over the
-    series that are there. At least one input must be given. In training, `spec.modality_dropout` does the same per
-    sample, always keeping at least one input.
+    A modality of the spec may be missing from a forward pass or from some samples (`present`), and a series may have
+    samples without a valid date: its features then count as zeros in the fusion, and in a network of series only the
+    mean is taken over the series that are there. At least one input must be given. In training,
+    `spec.modality_dropout` does the same per sample, always keeping at least one input.
 
     Args:
         spec: What to build.
@@ -97,6 +97,7 @@ class Network(nn.Module):
         masks: Mapping[str, Tensor] | None = None,
         size: Size | None = None,
         aux: bool = False,
+        present: Mapping[str, Tensor] | None = None,
     ) -> Output:
         """Run the network.
 
@@ -107,6 +108,8 @@ class Network(nn.Module):
             masks: (batch, time) bool of series, True = valid; a series without a mask is valid throughout.
             size: Height and width of the logits; default: those of the finest input given.
             aux: Whether to compute the auxiliary logits.
+            present: (batch,) bool of modalities that some samples lack; a modality that is not listed is there
+                throughout. The values of a sample that lacks it are not used, but must be finite.
 
         Returns:
             Logits of every task, and auxiliary logits of the modalities that were given.
@@ -130,11 +133,14 @@ class Network(nn.Module):
                 maps[name] = images[name].maps[first_level(self._out_channels(name)) :]
             else:
                 mask = None if masks is None else masks.get(name)
-                maps[name], series_logits, present = self._encode_series(name, x, dates[name], mask, aux)  # type: ignore[index]
+                maps[name], series_logits, dated = self._encode_series(name, x, dates[name], mask, aux)  # type: ignore[index]
                 if series_logits is not None:
                     logits[name] = series_logits
-                if present is not None:
-                    there[name] = present
+                if dated is not None:
+                    there[name] = dated
+        for name, here in (present or {}).items():
+            if name in inputs:
+                there[name] = there[name] & here.bool() if name in there else here.bool()
         there = self.draw_dropout(inputs, there)
         if self.reference is None:
             main = self._series_logits(logits, there)

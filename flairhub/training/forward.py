@@ -29,7 +29,7 @@ def network_output(
     """
     sizes = {name: (target.shape[-2], target.shape[-1]) for name, target in batch.targets.items()}
     finest = max(sizes.values(), default=None)
-    output = network(batch.inputs, batch.dates, batch.masks, size=finest, aux=aux)
+    output = network(batch.inputs, batch.dates, batch.masks, size=finest, aux=aux, present=batch.present)
     logits = {task: _resized(values, sizes.get(task)) for task, values in output.logits.items()}
     heads = {key: _resized(values, sizes.get(key[1])) for key, values in output.aux.items()}
     return logits, heads

@@ -101,6 +101,16 @@ class ClassLoss:
         return np.divide(self.total.cpu().numpy(), count, out=np.full(len(count), np.nan), where=count > 0)
 
 
+def present_target(target: Tensor, present: Tensor | None) -> Tensor:
+    """Truth for the heads of one modality: 255 in patches that lack it.
+
+    Args:
+        target: (patch, y, x) class indices, 255 = ignore.
+        present: (patch,) bool; None = every patch has it.
+    """
+    return target if present is None else target.masked_fill(~present.view(-1, 1, 1), IGNORE_INDEX)
+
+
 def class_loss(logits: Tensor, target: Tensor) -> ClassLoss:
     """Sum the cross entropy of every class.
 
@@ -151,7 +161,11 @@ class Criterion(nn.Module):
                 self.register_buffer(f"w{i}:{name}", torch.from_numpy(np.array(values)), persistent=False)
 
     def forward(
-        self, logits: Mapping[str, Tensor], aux: Mapping[tuple[str, str], Tensor], targets: Mapping[str, Tensor]
+        self,
+        logits: Mapping[str, Tensor],
+        aux: Mapping[tuple[str, str], Tensor],
+        targets: Mapping[str, Tensor],
+        present: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its parts.
 
@@ -159,6 +173,7 @@ class Criterion(nn.Module):
             logits: By task, (patch, class, y, x) on the task's label grid.
             aux: By (modality, task), likewise.
             targets: By task, (patch, y, x) uint8, 255 = ignore.
+            present: By modality that some patch lacks, (patch,) bool: its auxiliary heads learn from the others.
 
         Returns:
             Scalar with gradient; detached scalars by `<task>` and `<task>/aux_<modality>`.
@@ -172,7 +187,8 @@ class Criterion(nn.Module):
             heads = [modality for modality, task in aux if task == name]
             for modality in heads:
                 weights = self.get_buffer(f"w{i}:{modality}")
-                aux_part = self._loss(aux[modality, name], targets[name], weights)
+                truth = present_target(targets[name], (present or {}).get(modality))
+                aux_part = self._loss(aux[modality, name], truth, weights)
                 parts[f"{name}/aux_{modality}"] = aux_part.detach()
                 part = part + self.aux_weight * aux_part / len(heads)
             loss = loss + objective.weight * part

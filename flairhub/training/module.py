@@ -26,7 +26,7 @@ from flairhub.data import (
 from flairhub.errors import TrainingError
 from flairhub.training.average import WeightAverage
 from flairhub.training.forward import batch_confusion, network_output
-from flairhub.training.losses import ClassLoss, Criterion, class_loss
+from flairhub.training.losses import ClassLoss, Criterion, class_loss, present_target
 from flairhub.training.optimizers import OptimizerChoice
 from flairhub.training.pictures import triptych
 from flairhub.training.schedules import Plateau, Schedule
@@ -112,7 +112,8 @@ class SegmentationModule(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimizer; its rate is set before every step."""
-        return self.plan.optimizer.build([p for p in self.model.parameters() if p.requires_grad])
+        fused = self.device.type == "cpu" and self.trainer.precision == "32-true"
+        return self.plan.optimizer.build([p for p in self.model.parameters() if p.requires_grad], fused)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Step:
         """Look at the labels while they are on the CPU, then move, normalise and augment on the device."""
@@ -170,7 +171,7 @@ class SegmentationModule(pl.LightningModule):
                 return None
         prepared = batch.batch
         logits, aux = network_output(self.model, prepared, aux=True)
-        loss, parts = self.criterion(logits, aux, prepared.targets)
+        loss, parts = self.criterion(logits, aux, prepared.targets, prepared.present)
         self._unchecked.append((loss.detach(), prepared.index))
         if self.device.type == "cpu" or len(self._unchecked) >= self.plan.log_every:
             self._check_losses()
@@ -229,7 +230,9 @@ class SegmentationModule(pl.LightningModule):
             self._add_loss(name, "main", logits[name], target)
             for modality, task in aux:
                 if task == name:
-                    self._add_loss(name, modality, aux[modality, task], target)
+                    self._add_loss(
+                        name, modality, aux[modality, task], present_target(target, prepared.present.get(modality))
+                    )
 
     def _draw(self, batch: PreparedBatch, logits: Mapping[str, Tensor]) -> None:
         """Put input, truth and prediction of the first patches into the log."""

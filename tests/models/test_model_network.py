@@ -133,6 +133,22 @@ def test_the_reference_modality_may_be_missing(given: str) -> None:
     assert output.logits[LC].std() > 0
 
 
+@pytest.mark.parametrize("lacking", ["AERIAL_RGBI", "DEM_ELEV", "SENTINEL2_TS"])
+def test_a_sample_without_a_modality_gets_what_it_gets_alone(lacking: str) -> None:
+    network = make_network("AERIAL_RGBI", "DEM_ELEV", "SENTINEL2_TS")
+    inputs, dates = make_batch(network.spec)
+    others = {name: x[1:] for name, x in inputs.items() if name != lacking}
+    other_dates = {name: days[1:] for name, days in dates.items() if name != lacking}
+    size = tuple(inputs["AERIAL_RGBI"].shape[-2:])
+    with torch.no_grad():
+        full = network(inputs, dates).logits[LC]
+        found = network(inputs, dates, present={lacking: torch.tensor([True, False])}).logits[LC]
+        alone = network(others, other_dates, size=size).logits[LC]
+    torch.testing.assert_close(found[0], full[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[1], alone[0], rtol=1e-5, atol=1e-5)
+    assert relative_error(found[1], full[1]) > 1e-3
+
+
 def test_series_without_any_date_are_left_out() -> None:
     network = make_network("SENTINEL1-ASC_TS", "SENTINEL1-DESC_TS")
     inputs, dates = make_batch(network.spec)

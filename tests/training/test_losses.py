@@ -58,6 +58,21 @@ def test_no_weighted_pixel_gives_zero_and_no_gradient() -> None:
     assert torch.equal(logits.grad, torch.zeros_like(logits))
 
 
+def test_heads_of_a_modality_learn_from_the_patches_that_have_it(sample) -> None:
+    logits, target, weights = sample
+    task = Task("AERIAL_LABEL-COSIA", 1, numbered_classes(4))
+    criterion = Criterion((TaskObjective(task, 1.0, weights.numpy(), {"SPOT_RGBI": weights.numpy()}),))
+    present = {"SPOT_RGBI": torch.tensor([True, False, True])}
+    head = logits.flip(0)
+    _, parts = criterion({task.label: logits}, {("SPOT_RGBI", task.label): head}, {task.label: target}, present)
+    held = np.array([0, 2])
+    expected = brute_force(head.numpy()[held], target.numpy()[held], weights.numpy())
+    assert float(parts[f"{task.label}/aux_SPOT_RGBI"]) == pytest.approx(expected, rel=1e-5)
+    assert float(parts[task.label]) == pytest.approx(
+        brute_force(logits.numpy(), target.numpy(), weights.numpy()), rel=1e-5
+    )
+
+
 def objectives() -> tuple[TaskObjective, ...]:
     first, second = Task("AERIAL_LABEL-COSIA", 1, numbered_classes(4)), Task("ALL_LABEL-LPIS", 1, numbered_classes(3))
     weights = np.array([1, 0, 2, 1], dtype=np.float32)

@@ -82,3 +82,18 @@ def test_optimizers_take_their_options() -> None:
     assert type(OptimizerChoice("adam", 1e-3).build(parameters)) is torch.optim.Adam
     sgd = OptimizerChoice("sgd", 1e-3, 0.1).build(parameters)
     assert (type(sgd), sgd.defaults["weight_decay"], sgd.defaults["momentum"]) == (torch.optim.SGD, 0.1, 0)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adam"])
+def test_one_pass_over_all_parameters_takes_the_same_steps(kind: str) -> None:
+    found = []
+    for fused in (False, True):
+        generator = torch.Generator().manual_seed(3)
+        parameters = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((4, 3), (7,))]
+        optimizer = OptimizerChoice(kind, 1e-2, 0.05).build(parameters, fused=fused)  # type: ignore[arg-type]
+        for _ in range(20):
+            for parameter in parameters:
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            optimizer.step()
+        found.append(torch.cat([parameter.detach().flatten() for parameter in parameters]))
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
