@@ -48,7 +48,9 @@ class Extras:
         if self.polygons is not None and output_type != "argmax":
             raise UsageError(f"write_polygons: needs output_type argmax, got {output_type}.")
         if self.polygons == "parquet" and find_spec("pyarrow") is None:
-            raise UsageError("write_polygons: parquet needs the package pyarrow. Install it, or use gpkg.")
+            raise UsageError(
+                "write_polygons: parquet needs the package pyarrow. Install it (pip install pyarrow), or use gpkg."
+            )
 
     def names(self, name: str, tasks: Sequence[Task]) -> list[str]:
         """Names of the files."""

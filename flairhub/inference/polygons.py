@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -37,17 +37,80 @@ class Polygons:
     confidence: list[float] = field(default_factory=list)
 
 
-def trace(read: ReadPiece, height: int, width: int, piece_px: int) -> Polygons:
+@dataclass
+class _Open:
+    """Parts of areas that may go on below, by number.
+
+    Attributes:
+        geometry: Polygon of each part.
+        classes: Class of each.
+        confidence: Sum of the pixels' confidence of each.
+        parent: A part of the same area with a smaller number, or the part itself.
+        count: Parts so far, those that are no longer held included.
+    """
+
+    geometry: dict[int, Any] = field(default_factory=dict)
+    classes: dict[int, int] = field(default_factory=dict)
+    confidence: dict[int, float] = field(default_factory=dict)
+    parent: dict[int, int] = field(default_factory=dict)
+    count: int = 0
+
+    def add(self, geometry: Any, value: int, confidence: float) -> None:
+        number, self.count = self.count, self.count + 1
+        self.geometry[number], self.classes[number], self.confidence[number] = geometry, value, confidence
+        self.parent[number] = number
+
+    def root(self, number: int) -> int:
+        while self.parent[number] != number:
+            self.parent[number] = self.parent[self.parent[number]]
+            number = self.parent[number]
+        return number
+
+    def join(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> None:
+        """Mark parts of one class that share an edge as one area."""
+        both = (a >= 0) & (b >= 0)
+        for one, other in np.unique(np.stack([a[both], b[both]], axis=1), axis=0).tolist():
+            if self.classes[one] == self.classes[other]:
+                roots = sorted((self.root(one), self.root(other)))
+                self.parent[roots[1]] = roots[0]
+
+    def finished(self, lowest: NDArray[np.int64]) -> Polygons:
+        """Give up and return the areas that have no part in the lowest row (column,), -1 = none."""
+        going_on = {self.root(number) for number in np.unique(lowest[lowest >= 0]).tolist()}
+        members: dict[int, list[int]] = {}
+        for number in self.parent:
+            root = self.root(number)
+            if root not in going_on:
+                members.setdefault(root, []).append(number)
+        result = Polygons()
+        for root, parts in members.items():
+            geometry = self.geometry[root]
+            if len(parts) > 1:
+                # Seams leave vertices on straight lines.
+                geometry = shapely.union_all([self.geometry[part] for part in parts]).simplify(0)
+            result.geometry.append(geometry)
+            result.classes.append(self.classes[root])
+            result.confidence.append(float(sum(self.confidence[part] for part in parts)))
+        for number in [number for parts in members.values() for number in parts]:
+            del self.geometry[number], self.classes[number], self.confidence[number], self.parent[number]
+        return result
+
+
+def trace(read: ReadPiece, height: int, width: int, piece_px: int) -> Iterator[Polygons]:
     """Trace the areas of equal class, connected by pixel edges; no data is left out.
+
+    Areas are joined across pieces, and given as soon as they end: only those that go on below are held.
 
     Args:
         read: Returns classes and confidence (0-1), both (y, x), of a range of rows and of columns.
         height: Of the map.
         width: Of the map.
-        piece_px: How much is traced in one go; the result does not depend on it, but for the order of vertices.
+        piece_px: How much is traced in one go; the areas do not depend on it, only the order of polygons and vertices.
+
+    Yields:
+        The areas that end in a row of pieces, for every row.
     """
-    found = Polygons()
-    parent: list[int] = []
+    held = _Open()
     above: NDArray[np.int64] | None = None
     for top in range(0, height, piece_px):
         rows = top, min(top + piece_px, height)
@@ -56,84 +119,77 @@ def trace(read: ReadPiece, height: int, width: int, piece_px: int) -> Polygons:
         left: NDArray[np.int64] | None = None
         for first in range(0, width, piece_px):
             cols = first, min(first + piece_px, width)
-            ids = _trace_piece(found, *read(rows, cols), rows[0], cols[0])
-            parent.extend(range(len(parent), len(found.classes)))
+            numbers = _trace_piece(held, *read(rows, cols), rows[0], cols[0])
             if left is not None:
-                _join(parent, found.classes, left, ids[:, 0])
-            left = ids[:, -1]
-            upper[cols[0] : cols[1]], bottom[cols[0] : cols[1]] = ids[0], ids[-1]
+                held.join(left, numbers[:, 0])
+            left = numbers[:, -1]
+            upper[cols[0] : cols[1]], bottom[cols[0] : cols[1]] = numbers[0], numbers[-1]
         if above is not None:
-            _join(parent, found.classes, above, upper)
+            held.join(above, upper)
         above = bottom
-    return _dissolved(found, parent)
+        last = rows[1] == height
+        yield held.finished(np.full(0, -1, dtype=np.int64) if last else bottom)
 
 
 def _trace_piece(
-    found: Polygons, classes: NDArray[np.uint8], confidence: NDArray[np.float32], top: int, left: int
+    held: _Open, classes: NDArray[np.uint8], confidence: NDArray[np.float32], top: int, left: int
 ) -> NDArray[np.int64]:
-    """Add the polygons of a piece and return which one every pixel belongs to, -1 = none."""
+    """Add the polygons of a piece and return the number of the one that every pixel belongs to, -1 = none."""
     move = Affine.translation(left, top)
     traced = list(shapes(classes, mask=classes != IGNORE_INDEX, connectivity=4, transform=move))
-    first = len(found.classes)
+    first = held.count
     if not traced:
         return np.full(classes.shape, -1, dtype=np.int64)
     burnt = [(geometry, number + 1) for number, (geometry, _) in enumerate(traced)]
     ids = rasterize(burnt, out_shape=classes.shape, transform=move, dtype="int32").astype(np.int64) - 1
     inside = ids >= 0
     sums = np.bincount(ids[inside], weights=confidence[inside].astype(np.float64), minlength=len(traced))
-    found.geometry += [to_shape(geometry) for geometry, _ in traced]
-    found.classes += [int(value) for _, value in traced]
-    found.confidence += sums.tolist()
+    for (geometry, value), total in zip(traced, sums.tolist(), strict=True):
+        held.add(to_shape(geometry), int(value), total)
     return np.where(inside, ids + first, -1)
 
 
-def _join(parent: list[int], classes: Sequence[int], a: NDArray[np.int64], b: NDArray[np.int64]) -> None:
-    """Mark polygons of one class that share an edge as one."""
-    both = (a >= 0) & (b >= 0)
-    for one, other in np.unique(np.stack([a[both], b[both]], axis=1), axis=0).tolist():
-        if classes[one] == classes[other]:
-            roots = sorted((_root(parent, one), _root(parent, other)))
-            parent[roots[1]] = roots[0]
-
-
-def _root(parent: list[int], index: int) -> int:
-    while parent[index] != index:
-        parent[index] = parent[parent[index]]
-        index = parent[index]
-    return index
-
-
-def _dissolved(found: Polygons, parent: list[int]) -> Polygons:
-    members: dict[int, list[int]] = {}
-    for index in range(len(parent)):
-        members.setdefault(_root(parent, index), []).append(index)
-    result = Polygons()
-    for root, parts in members.items():
-        geometry = found.geometry[root]
-        if len(parts) > 1:
-            # Seams leave vertices on straight lines.
-            geometry = shapely.union_all([found.geometry[part] for part in parts]).simplify(0)
-        result.geometry.append(geometry)
-        result.classes.append(found.classes[root])
-        result.confidence.append(float(sum(found.confidence[part] for part in parts)))
-    return result
-
-
 def write_polygons(
-    polygons: Polygons, names: Sequence[str], box: GeoBox, path: Path, kind: PolygonFormat, min_area_m2: float = 0.0
+    polygons: Iterable[Polygons],
+    names: Sequence[str],
+    box: GeoBox,
+    path: Path,
+    kind: PolygonFormat,
+    min_area_m2: float = 0.0,
 ) -> None:
     """Write polygons with `class`, `name`, `area_m2` and `confidence` (mean over their pixels, 0-1).
 
     Args:
-        polygons: From `trace`.
+        polygons: From `trace`. A GeoPackage is written batch by batch; GeoParquet needs all of them in memory.
         names: Class names in index order.
         box: Grid of the map.
-        path: File to write.
+        path: File to write; must not exist.
         kind: GeoPackage or GeoParquet.
         min_area_m2: Smaller polygons are left out.
     """
-    import geopandas
+    frames = (_frame(batch, names, box, min_area_m2) for batch in polygons)
+    if kind == "parquet":
+        import pandas as pd
+
+        pd.concat(list(frames), ignore_index=True).to_parquet(path)
+        return
     import pyogrio
+
+    # A fixed time of change: the same run gives the same bytes.
+    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "2000-01-01T00:00:00.000Z"})
+    try:
+        for frame in frames:
+            if len(frame) or not path.exists():
+                mode = "a" if path.exists() else "w"
+                options = {"layer": "polygons", "engine": "pyogrio", "geometry_type": "Polygon", "mode": mode}
+                frame.to_file(path, driver="GPKG", **options)
+    finally:
+        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})
+
+
+def _frame(polygons: Polygons, names: Sequence[str], box: GeoBox, min_area_m2: float) -> Any:
+    """Polygons on the map, as a GeoDataFrame."""
+    import geopandas
 
     pixels = shapely.area(np.array(polygons.geometry, dtype=object)) if polygons.geometry else np.zeros(0)
     area_m2 = pixels * box.x_res * box.y_res
@@ -142,19 +198,11 @@ def write_polygons(
     def placed(xy: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.column_stack([box.x_min + xy[:, 0] * box.x_res, box.y_max - xy[:, 1] * box.y_res])
 
-    geometry = [shapely.transform(polygons.geometry[index], placed) for index in keep]
     columns = {
-        "class": [polygons.classes[index] for index in keep],
-        "name": [names[polygons.classes[index]] for index in keep],
+        "class": np.array([polygons.classes[index] for index in keep], dtype=np.int64),
+        "name": np.array([names[polygons.classes[index]] for index in keep], dtype=object),
         "area_m2": area_m2[keep],
-        "confidence": [polygons.confidence[index] / pixels[index] for index in keep],
+        "confidence": np.array([polygons.confidence[index] / pixels[index] for index in keep], dtype=np.float64),
     }
-    frame = geopandas.GeoDataFrame(columns, geometry=geometry, crs=box.crs_wkt)
-    if kind == "parquet":
-        frame.to_parquet(path)
-        return
-    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "2000-01-01T00:00:00.000Z"})
-    try:
-        frame.to_file(path, driver="GPKG", layer="polygons", engine="pyogrio", geometry_type="Polygon")
-    finally:
-        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})
+    geometry = [shapely.transform(polygons.geometry[index], placed) for index in keep]
+    return geopandas.GeoDataFrame(columns, geometry=geometry, crs=box.crs_wkt)

@@ -6,7 +6,6 @@ import pickle
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import dask
 import numpy as np
@@ -16,9 +15,8 @@ import xarray as xr
 from zone_makers import SmallField, fake_model, made_dates, make_zone, whole_area_logits, whole_area_map, write_raster
 
 from flairhub.errors import UsageError
-from flairhub.inference import Style, predict_zone
+from flairhub.inference import predict_zone
 from flairhub.inference.block import default_block, plan_map, predict_block
-from flairhub.inference.forward import window_outputs
 from flairhub.inference.network import memory_ref, model_ref
 from flairhub.modalities import MODALITIES
 from flairhub.prepare import ImagePreparation
@@ -68,13 +66,19 @@ def test_all_modalities_any_block_batch_and_threads(tmp_path: Path) -> None:
             np.testing.assert_array_equal(lazy["class"].values, expected, err_msg=f"{block_px} {batch_size}")
 
 
-def test_published_ratio_of_51_and_a_fifth(tmp_path: Path) -> None:
-    made = make_zone(tmp_path, 512, 256, {"AERIAL_RGBI": 1, "SENTINEL2_TS": Fraction(256, 5)})
-    model = fake_model({"AERIAL_RGBI": ImagePreparation(), "SENTINEL2_TS": SeriesPreparation()})
-    zone = made.open(768, 200)
+@pytest.mark.parametrize(("window", "margin", "n_windows"), [(512, 128, 6), (768, 200, 2), (256, 0, 2), (512, 0, 1)])
+def test_published_ratio_of_51_and_a_fifth(tmp_path: Path, window: int, margin: int, n_windows: int) -> None:
+    """0.2 m beside 10.24 m; windows of 512 px with a margin of 128 px are the published zonal configuration's."""
+    made = make_zone(tmp_path, 512, 256, {"AERIAL_RGBI": 1, "SPOT_RGBI": 8, "SENTINEL2_TS": Fraction(256, 5)})
+    names = ("AERIAL_RGBI", "SPOT_RGBI", "SENTINEL2_TS")
+    model = fake_model(dict(zip(names, (ImagePreparation(), ImagePreparation(), SeriesPreparation()), strict=True)))
+    zone = made.open(window, margin)
     assert zone.lattice_px == 256
-    found = predict_zone(zone, model, block_px=300)["class"]
-    np.testing.assert_array_equal(found.values, whole_area_map(made, zone, model))
+    assert zone.axes()[0].count * zone.axes()[1].count == n_windows
+    found = predict_zone(zone, model, block_px=300)["class"].values
+    # Without a margin the edges of windows see zeros in place of their neighbours.
+    expected = whole_area_map(made, zone, model) if margin else predict_zone(zone, model)["class"].values
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_finest_modality_leads_whatever_the_order(tmp_path: Path) -> None:
@@ -342,29 +346,3 @@ def test_default_blocks_bound_the_memory(tmp_path: Path) -> None:
     assert default_block(replace(zone, sources={"SENTINEL2_TS": longer}), model, 64) == 64
     shorter = replace(longer, n_dates=1)
     assert default_block(replace(zone, sources={"SENTINEL2_TS": shorter}), model, 12) == 2048
-
-
-def test_batches_of_one_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU: the last batch of every block is filled up, the map stays the same."""
-    made = make_zone(tmp_path, 100, 76, {"AERIAL_RGBI": 1})
-    zone, model = made.open(32, 4), fake_model({"AERIAL_RGBI": ImagePreparation()})
-    expected = whole_area_map(made, zone, model)
-    shapes: set[int] = set()
-
-    def counted(network: Any, batch: Any, *arguments: Any) -> Any:
-        shapes.add(len(batch.inputs["AERIAL_RGBI"]))
-        return window_outputs(network, batch, *arguments)
-
-    monkeypatch.setattr("flairhub.inference.block.window_outputs", counted)
-    for style in (Style(), Style(blend=True)):
-        shapes.clear()
-        ragged = predict_zone(zone, model, block_px=60, batch_size=4, style=style)["class"].values
-        assert len(shapes) > 1
-        with monkeypatch.context() as patch:
-            patch.setattr("flairhub.inference.block.wants_one_shape", lambda device: True)
-            shapes.clear()
-            found = predict_zone(zone, model, block_px=60, batch_size=4, style=style)["class"].values
-        assert shapes == {4}
-        np.testing.assert_array_equal(found, ragged)
-        if not style.blend:
-            np.testing.assert_array_equal(found, expected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -21,7 +22,7 @@ from flairhub.cli import main
 from flairhub.errors import ConfigError, UsageError
 from flairhub.geo import GeoBox
 from flairhub.inference import Extras, predict_zone, run_zonal, write_zone
-from flairhub.inference.polygons import trace, write_polygons
+from flairhub.inference.polygons import Polygons, trace, write_polygons
 from flairhub.prepare import ImagePreparation
 from flairhub.tasks import default_task
 
@@ -52,13 +53,24 @@ def flood(classes: np.ndarray) -> list[tuple[int, int]]:
     return sorted(found)
 
 
+def collected(batches: Iterable[Polygons]) -> Polygons:
+    whole = Polygons()
+    for batch in batches:
+        whole.geometry += batch.geometry
+        whole.classes += batch.classes
+        whole.confidence += batch.confidence
+    return whole
+
+
 @given(height=st.integers(1, 24), width=st.integers(1, 24), piece=st.integers(1, 25), seed=st.integers(0, 99))
 @settings(max_examples=40, deadline=None)
 def test_polygons_are_the_connected_areas_for_every_piece_size(height: int, width: int, piece: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     classes = rng.choice(np.array([0, 3, 255], np.uint8), (height, width), p=[0.55, 0.35, 0.1])
     confidence = rng.random((height, width)).astype(np.float32)
-    found = trace(lambda r, c: (classes[slice(*r), slice(*c)], confidence[slice(*r), slice(*c)]), height, width, piece)
+    found = collected(
+        trace(lambda r, c: (classes[slice(*r), slice(*c)], confidence[slice(*r), slice(*c)]), height, width, piece)
+    )
     areas = [(value, round(shape.area)) for value, shape in zip(found.classes, found.geometry, strict=True)]
     assert sorted(areas) == flood(classes)
     assert all(shape.is_valid and shape.geom_type == "Polygon" for shape in found.geometry)
@@ -72,7 +84,7 @@ def test_small_polygons_are_left_out_and_an_empty_map_has_none(tmp_path: Path) -
     classes[2, 2] = 4
     ones = np.ones((6, 6), np.float32)
     box = GeoBox("EPSG:2154", 1000.0, 2000.0, 2.0, 2.0, 6, 6)
-    found = trace(lambda r, c: (classes, ones), 6, 6, 10)
+    found = list(trace(lambda r, c: (classes, ones), 6, 6, 10))
     write_polygons(found, TASK.names, box, tmp_path / "all.gpkg", "gpkg")
     write_polygons(found, TASK.names, box, tmp_path / "large.gpkg", "gpkg", min_area_m2=4.1)
     frame = geopandas.read_file(tmp_path / "all.gpkg")
@@ -84,6 +96,46 @@ def test_small_polygons_are_left_out_and_an_empty_map_has_none(tmp_path: Path) -
     nothing = trace(lambda r, c: (np.full((6, 6), 255, np.uint8), ones), 6, 6, 10)
     write_polygons(nothing, TASK.names, box, tmp_path / "none.gpkg", "gpkg")
     assert len(geopandas.read_file(tmp_path / "none.gpkg")) == 0
+
+
+def test_polygons_are_written_as_they_end(tmp_path: Path) -> None:
+    """Only what goes on below is held, the file grows batch by batch, its areas are the pixels' area."""
+    rng = np.random.default_rng(3)
+    classes = rng.choice(np.array([0, 3, 5, 255], np.uint8), (120, 40))
+    classes[:, 20] = 7
+    confidence = np.full(classes.shape, 0.5, np.float32)
+    batches = list(trace(lambda r, c: (classes[slice(*r), slice(*c)], confidence[slice(*r), slice(*c)]), 120, 40, 16))
+    assert len(batches) == 8
+    sizes = [len(batch.classes) for batch in batches]
+    assert max(sizes) < sum(sizes) / 4
+    assert [7 in batch.classes for batch in batches] == [False] * 7 + [True]
+    box = GeoBox("EPSG:2154", 1000.0, 2000.0, 0.5, 0.5, 120, 40)
+    for name in ("one", "again"):
+        write_polygons(iter(batches), TASK.names, box, tmp_path / f"{name}.gpkg", "gpkg")
+    assert (tmp_path / "one.gpkg").read_bytes() == (tmp_path / "again.gpkg").read_bytes()
+    frame = geopandas.read_file(tmp_path / "one.gpkg")
+    assert len(frame) == len(flood(classes))
+    assert frame.geometry.area.sum() == frame["area_m2"].sum() == (classes != 255).sum() * 0.25
+    by_class = frame.groupby("class")["area_m2"].sum()
+    assert {int(value): area for value, area in by_class.items()} == {
+        value: (classes == value).sum() * 0.25 for value in (0, 3, 5, 7)
+    }
+
+
+def test_geoparquet(tmp_path: Path) -> None:
+    """pyarrow is optional: without it the format is refused (below), with it the file holds the same areas."""
+    pytest.importorskip("pyarrow")
+    classes = np.random.default_rng(3).choice(np.array([0, 3, 255], np.uint8), (30, 30))
+    ones = np.ones(classes.shape, np.float32)
+    box = GeoBox("EPSG:2154", 1000.0, 2000.0, 2.0, 2.0, 30, 30)
+    batches = list(trace(lambda r, c: (classes[slice(*r), slice(*c)], ones[slice(*r), slice(*c)]), 30, 30, 8))
+    for kind in ("parquet", "gpkg"):
+        write_polygons(batches, TASK.names, box, tmp_path / f"p.{kind}", kind)  # type: ignore[arg-type]
+    one, other = geopandas.read_parquet(tmp_path / "p.parquet"), geopandas.read_file(tmp_path / "p.gpkg")
+    assert one.crs == other.crs
+    assert one.geometry.geom_equals(other.geometry).all()
+    for column in ("class", "name", "area_m2", "confidence"):
+        assert list(one[column]) == list(other[column])
 
 
 def test_all_extras_of_two_tasks_in_one_pass(tmp_path: Path) -> None:
