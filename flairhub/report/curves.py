@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from flairhub.errors import DataError
 from flairhub.report.style import INK, figure_style, save
@@ -44,6 +44,13 @@ def save_curves(path: str | Path, history: Mapping[str, Sequence[float]], title:
         return save(figure, path)
 
 
+def needs_decades(curves: Iterable[np.ndarray]) -> bool:
+    """Whether a logarithmic axis is needed: on a linear one, a first epoch far off would flatten all others."""
+    values = np.concatenate([np.asarray(curve, np.float64).ravel() for curve in curves])
+    values = values[np.isfinite(values)]
+    return bool(values.size and values.min() > 0 and values.max() > 20 * np.median(values))
+
+
 def _draw(axes: Axes, label: str, group: Mapping[str, np.ndarray]) -> None:
     for colour, (name, values) in zip(_COLOURS * (len(group) // len(_COLOURS) + 1), group.items(), strict=False):
         epochs = np.arange(1, len(values) + 1)
@@ -60,6 +67,10 @@ def _draw(axes: Axes, label: str, group: Mapping[str, np.ndarray]) -> None:
         axes.spines[side].set_visible(False)
     if label == "score":
         axes.set_ylim(0, max(1.0, *(float(np.nanmax(values)) for values in group.values())) * 1.02)
+    elif needs_decades(group.values()):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=9)

@@ -20,6 +20,7 @@ from flairhub.report import (
     stretch,
 )
 from flairhub.report.confusion import row_shares
+from flairhub.report.curves import needs_decades
 from flairhub.report.quicklook import nice_length
 from flairhub.report.style import IGNORED_COLOUR, class_handles, paint, present_classes
 from flairhub.tasks import IGNORE_INDEX, default_task
@@ -111,6 +112,21 @@ def test_confusion_and_curves_are_written(tmp_path: Path) -> None:
     second = save_curves(tmp_path / "curves.png", history, "Training")
     for path in (first, second):
         assert imread(path)[..., :3].std() > 0.02
+
+
+def test_a_first_loss_far_off_does_not_flatten_the_curve(tmp_path: Path) -> None:
+    losses = [160.0, 2.0, 1.5, 1.2, 1.1, 1.0]
+    assert needs_decades([np.array(losses)])
+    assert not needs_decades([np.array(losses[1:]), np.array([np.nan, 3.0])])
+    assert not needs_decades([np.array([160.0, 2.0, 0.0, 1.2, 1.1, 1.0])])  # no logarithm of zero
+    pixels = imread(save_curves(tmp_path / "curves.png", {"train_loss": losses}))[..., :3]
+    drawn = np.flatnonzero((np.abs(pixels - [0x1F / 255, 0x5F / 255, 0xA8 / 255]).max(axis=2) < 0.02).any(axis=0))
+    rows = [
+        np.flatnonzero(np.abs(pixels[:, x] - [0x1F / 255, 0x5F / 255, 0xA8 / 255]).max(axis=1) < 0.02).mean()
+        for x in drawn
+    ]
+    middle = np.interp(0.5, np.linspace(0, 1, len(rows)), rows)
+    assert abs(middle - rows[-1]) > 0.03 * len(pixels)
 
 
 def test_nothing_to_draw_is_an_error(tmp_path: Path) -> None:
