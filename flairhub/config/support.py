@@ -22,9 +22,7 @@ class NotYet:
     reason: str
 
 
-NOT_YET: dict[str, NotYet] = {
-    "hardware.scheduler": NotYet(lambda value: True, "pass --scheduler to flairhub ingest, and train from its cube."),
-}
+NOT_YET: dict[str, NotYet] = {}
 """Refused options by key path; an entry goes when its option works."""
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +21,12 @@ from flairhub.errors import CubeError, DataError, FlairhubError, OutputExistsErr
 from flairhub.ingest.execute import choose_workers, run_jobs
 from flairhub.ingest.job import Job, JobResult
 from flairhub.ingest.journal import Entry, Journal
-from flairhub.ingest.lock import writer_lock
 from flairhub.ingest.origins import Origins
 from flairhub.ingest.plan import AverageRequest, Options, Plan, Planner
 from flairhub.ingest.sources import Source, modalities_of_config, restrict, source_of_config, source_of_folder
 from flairhub.ingest.statistics import summarise
 from flairhub.ingest.summary import MAX_SKIPPED, IngestReport, skipped_patches, write_report
+from flairhub.ingest.target import is_disk_full, make_place, reading, writing
 from flairhub.modalities import MODALITIES, modality
 from flairhub.progress import Progress, silent
 from flairhub.tasks import level_sizes
@@ -70,7 +67,8 @@ def ingest(
         overwrite: Replace a cube made from another plan.
         workers: Local dask worker processes; 0 = this process, None = one per core where that pays. Scripts that ask
             for any need an `if __name__ == "__main__"` guard.
-        scheduler: Address of a dask scheduler whose workers see the same files.
+        scheduler: Address of a dask scheduler whose workers see the same files; without it and without `workers`, the
+            configuration's `hardware.scheduler`.
         on_error: `raise` stops at the first bad file, `skip` records the patch as missing.
         max_skipped: Share of the files, 0-1, above which the report's `too_many_skipped` is set.
         codec: `balanced`, `fast`, `dense` or `none`.
@@ -88,17 +86,12 @@ def ingest(
     require_little_endian()
     for name in modalities or ():
         modality(name)
-    if root is None:
-        source = source_of_config(config, modalities)
-    else:
-        source = source_of_folder(Path(root))
-        if config is not None and modalities is None:
-            required, optional = modalities_of_config(config)
-            modalities = [*required, *(name for name in optional if name in source.files)]
-    source = restrict(source, modalities, domains)
+    if config is not None and not workers:
+        scheduler = scheduler or config.hardware.scheduler
+    with reading():
+        source = _source(config, root, modalities, domains)
     options = Options(codec, shard, _averages(config, source), _level_sizes(config, source), skip=on_error == "skip")
-    path = Path(cube).absolute()
-    with writer_lock(path), disk_full_is_an_error(path):
+    with writing(cube) as path:
         run = _Run(path, Planner(source, options).plan(), progress or silent)
         complete = run.prepare(overwrite)
         if not complete:
@@ -121,13 +114,8 @@ class _Run:
 
     def prepare(self, overwrite: bool) -> bool:
         """Make the store, or find what an earlier run finished; True when there is nothing to do."""
-        partial = self._path.with_name(self._path.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        if self._path.exists() and not self._usable(overwrite):
-            shutil.rmtree(self._path)
-        if not self._path.exists():
-            create_store(partial, self._plan.template)
-            partial.rename(self._path)
+        keep = self._path.exists() and self._usable(overwrite)
+        if make_place(self._path, keep, lambda folder: create_store(folder, self._plan.template)):
             reach("store")
         swept = sweep(self._path)
         if swept:
@@ -193,7 +181,7 @@ class _Run:
         for job, told in run_jobs(jobs, str(self._path), workers, scheduler):
             result = told if isinstance(told, Exception) else self._to_disk(told)
             if isinstance(result, Exception):
-                if isinstance(result, FlairhubError) or _is_disk_full(result):
+                if isinstance(result, FlairhubError) or is_disk_full(result):
                     raise result
                 failures.append((job, result))
                 continue
@@ -258,21 +246,18 @@ class _Run:
         )
 
 
-@contextmanager
-def disk_full_is_an_error(path: Path) -> Iterator[None]:
-    """Turn a full disk into a CubeError that says how to go on."""
-    try:
-        yield
-    except OSError as error:
-        if not _is_disk_full(error):
-            raise
-        raise CubeError(
-            f"{path}: {error.strerror}. What is finished stays valid: make room and run the same command again."
-        ) from error
-
-
-def _is_disk_full(error: object) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+def _source(
+    config: TrainConfig | None, root: str | Path | None, modalities: Sequence[str] | None, domains: Sequence[str] | None
+) -> Source:
+    """Collect the patches and files that are asked for."""
+    if root is None:
+        source = source_of_config(config, modalities)
+    else:
+        source = source_of_folder(Path(root))
+        if config is not None and modalities is None:
+            required, optional = modalities_of_config(config)
+            modalities = [*required, *(name for name in optional if name in source.files)]
+    return restrict(source, modalities, domains)
 
 
 def _failure_message(failures: Sequence[tuple[Job, Exception]], total: int) -> str:

@@ -7,6 +7,7 @@ import pytest
 
 from flairhub.config import load_train_config
 from flairhub.demo import DemoPlan, make_demo_data
+from flairhub.ingest import ingest
 from flairhub.modalities import INPUTS
 from flairhub.training import train
 
@@ -27,6 +28,7 @@ SEEDS = (0, 1)
 @pytest.mark.slow
 def test_inputs_matter_in_the_expected_order(tmp_path: Path) -> None:
     data = make_demo_data(tmp_path / "demo", seed=5, plan=PLAN)
+    ingest(load_train_config(data.configs), cube=data.cube)
     found: dict[tuple[str, str], list[float]] = {}
     for choice, inputs in CHOICES.items():
         for seed in SEEDS:

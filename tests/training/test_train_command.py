@@ -23,6 +23,23 @@ def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int
     return int(stopped.value.code or 0), capsys.readouterr().err
 
 
+def test_a_first_ingest_asks_the_configured_scheduler(
+    configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flairhub.ingest.execute.CONNECT_TIMEOUT_S", 0.3)
+    configure(tmp_path, **SMALL, hardware={"scheduler": "tcp://127.0.0.1:9"})
+    cube = ["--set", f"paths.cube={tmp_path / 'new.zarr'}"]
+    for command in ("ingest", "train"):
+        with pytest.raises(SystemExit) as stopped:
+            main([command, "--config", str(tmp_path), *cube])
+        message = capsys.readouterr().err
+        assert stopped.value.code == 2, message
+        assert "scheduler tcp://127.0.0.1:9: cannot be reached" in message
+    # Workers on this machine are asked for by name, so the scheduler is not needed.
+    main(["ingest", "--config", str(tmp_path), *cube, "--workers", "1"])
+    assert "16 patches" in capsys.readouterr().out
+
+
 def test_it_trains_and_says_what_came_out(
     configure: Configure, learnable_cube: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
