@@ -2,6 +2,7 @@
 
     python benchmarks/zonal.py              # throughput, reads, graph
     python benchmarks/zonal.py --memory     # also peak memory from 4 to 64 square kilometres (some minutes)
+    python benchmarks/zonal.py --memory-only --sides 500 1000     # only that, of smaller zones
 
 The bare loop runs the network over prepared batches of the shapes that the run makes, and nothing else: no reading, no
 preparation, no argmax, no files. Its time over the run's is the share of the run that is network.
@@ -215,13 +216,13 @@ def one_memory_run(folder: Path, side_m: int) -> None:
     print(json.dumps({"side_m": side_m, "peak_mb": peak, "s": timing.wall_s}))
 
 
-def memory() -> None:
-    """Peak memory of a process per area; 4 and 64 square kilometres."""
-    for side_m in (2000, 8000):
+def memory(sides_m: list[int]) -> None:
+    """Peak memory of a process per area."""
+    for side_m in sides_m:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, __file__, "--memory-run", str(side_m), "--folder", folder]
             found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        print(f"{side_m**2 / 1e6:.0f} km2: peak memory {found['peak_mb']:.0f} MB, {found['s']:.0f} s")
+        print(f"{side_m**2 / 1e6:.3g} km2: peak memory {found['peak_mb']:.0f} MB, {found['s']:.0f} s")
 
 
 def main() -> None:
@@ -231,6 +232,14 @@ def main() -> None:
     parser.add_argument("--arch", default="resnet34-unet")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", action="store_true", help="also the memory of large zones")
+    parser.add_argument("--memory-only", action="store_true", help="nothing but the memory of large zones")
+    parser.add_argument(
+        "--sides",
+        type=int,
+        nargs="+",
+        default=[2000, 8000],
+        help="sides of the large zones in metres; default 4 and 64 km2",
+    )
     parser.add_argument("--memory-run", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -238,6 +247,9 @@ def main() -> None:
         one_memory_run(Path(options.folder), options.memory_run)
         return
     print(machine(), f"torch {torch.__version__}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}")
+    if options.memory_only:
+        memory(options.sides)
+        return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         found = graph(folder)
@@ -248,7 +260,7 @@ def main() -> None:
         shares = throughput(folder, options.length, options.arch, options.rounds)
         print(f"network share of the whole run: wall {shares['wall_s']:.3f}, CPU {shares['cpu_s']:.3f}")
     if options.memory:
-        memory()
+        memory(options.sides)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
@@ -24,6 +25,12 @@ QUEUED_PER_WORKER = 2
 LOST_AT_MOST = 3
 """How often a job is handed out again after dask has given it up, which it does after four deaths."""
 
+LOOK_EVERY_S = 5
+"""How often the workers are counted while no job ends."""
+
+WITHOUT_WORKERS_S = 120
+"""How long a run waits for a worker when there is none."""
+
 CONNECT_TIMEOUT_S = 20
 """How long a scheduler may take to answer, and to have its first worker."""
 
@@ -41,11 +48,13 @@ class Workers:
         slots: Jobs that run at a time.
         stop: Set when the run ends early; jobs in threads of this process look at it between windows. None where jobs
             run elsewhere.
+        living: Number of worker processes; where they are this run's own it also has lost ones replaced.
     """
 
     executor: Executor
     slots: int
     stop: threading.Event | None = None
+    living: Callable[[], int] | None = None
 
 
 @contextmanager
@@ -73,14 +82,15 @@ def job_workers(workers: int, scheduler: str | None) -> Iterator[Workers]:
         return
     if scheduler == "processes":
         with _local_client(workers) as client:
-            yield Workers(client.get_executor(pure=False), workers)
+            yield Workers(client.get_executor(pure=False), workers, living=partial(_replaced, client, workers))
         return
     if "://" not in str(scheduler):
         raise UsageError(
             f"scheduler: got {scheduler!r}, expected threads, processes or an address such as tcp://host:8786."
         )
     with _client_of(str(scheduler)) as client:
-        yield Workers(client.get_executor(pure=False), max(1, sum(client.nthreads().values())))
+        slots = max(1, sum(client.nthreads().values()))
+        yield Workers(client.get_executor(pure=False), slots, living=lambda: len(client.nthreads()))
 
 
 @contextmanager
@@ -102,6 +112,14 @@ def _local_client(workers: int) -> Iterator[Any]:
         Client(cluster) as client,
     ):
         yield client
+
+
+def _replaced(client: Any, workers: int) -> int:
+    """Have worker processes that could not be started again replaced; return how many there are."""
+    living = len(client.nthreads())
+    if living < workers:
+        client.cluster.scale(workers)
+    return living
 
 
 @contextmanager
@@ -152,7 +170,7 @@ def run_jobs(workers: Workers, function: Callable[[Job], Result], jobs: Iterable
                 waiting[workers.executor.submit(attempt, job)] = job
             if not waiting:
                 return
-            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+            for future in _some_done(workers, waiting):
                 job = waiting.pop(future)
                 if _is_lost(future):
                     # dask holds a death against every job that the worker had: most are innocent.
@@ -170,6 +188,26 @@ def run_jobs(workers: Workers, function: Callable[[Job], Result], jobs: Iterable
             workers.stop.set()
         for future in waiting:
             future.cancel()
+
+
+def _some_done(workers: Workers, waiting: Iterable[Future[Any]]) -> Iterable[Future[Any]]:
+    """Wait for jobs; while none ends, see that there is somebody to do them.
+
+    Raises:
+        ZoneError: There is no worker, and no new one comes.
+    """
+    last_seen = time.monotonic()
+    while True:
+        done = wait(waiting, LOOK_EVERY_S if workers.living else None, return_when=FIRST_COMPLETED).done
+        if done or workers.living is None:
+            return done
+        if workers.living():
+            last_seen = time.monotonic()
+        elif time.monotonic() - last_seen > WITHOUT_WORKERS_S:
+            raise ZoneError(
+                f"no worker process has been there for {WITHOUT_WORKERS_S} s. Finished blocks are kept; start workers "
+                f"and run again."
+            )
 
 
 def _attempt(function: Callable[[Any], Any], job: Any) -> Any:

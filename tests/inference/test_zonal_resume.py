@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -32,11 +33,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     return folder, files_of(folder / "whole")
 
 
-def kill_after(folder: Path, line: str, seconds: float = 0.1) -> None:
-    """Start a run in another process and kill it once it has printed `line`."""
+def start(folder: Path, seconds: float) -> subprocess.Popen[str]:
+    """Start a run in another process; `seconds` per call of its network."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     command = [sys.executable, str(Path(killed_run.__file__)), str(folder), str(seconds)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def kill_after(folder: Path, line: str, seconds: float = 0.1) -> None:
+    """Start a run in another process and kill it once it has printed `line`."""
+    with start(folder, seconds) as process:
         assert process.stdout is not None
         for printed in process.stdout:
             if printed.startswith(line):
@@ -63,6 +69,35 @@ def test_killed_run_continues_with_the_same_bytes(
     assert result.n_computed <= 16 - (5 if "map" in line else 16)
     assert files_of(out) == expected
     assert not (out / WORK).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_random_times_until_it_is_done(
+    tmp_path: Path, finished: tuple[Path, dict[str, bytes]], seed: int
+) -> None:
+    """Every process lives for a random part of a whole run; what one has done the next does not do again."""
+    folder, expected = finished
+    for path in folder.glob("*.tif"):
+        shutil.copy2(path, tmp_path)
+    rng, out, kills, done = random.Random(seed), tmp_path / "out", 0, 0
+    unfinished = out / WORK / "key.json"
+    while kills < 12 and (unfinished.exists() or not kills):
+        with start(tmp_path, 0.3) as process:
+            # From its first sign of life: what comes before is the loading of libraries.
+            assert process.stdout is not None
+            first = process.stdout.readline().split()
+            assert int(first[1]) >= done, "the journal has lost a block"
+            done = int(first[1])
+            try:
+                process.wait(rng.uniform(0.05, 1.5))
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+    assert kills >= 2
+    if unfinished.exists():
+        killed_run.run(killed_run.open_made(tmp_path), out)
+    assert files_of(out) == expected
 
 
 def test_killed_between_moving_files(

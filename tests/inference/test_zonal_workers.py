@@ -264,6 +264,23 @@ def test_worker_that_dies_again_and_again_is_reported() -> None:
     assert submitted == [(0, 1)] * execute.LOST_AT_MOST
 
 
+def test_a_run_without_workers_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not before some time: workers of a cluster may come back."""
+    from concurrent.futures import Future
+
+    class Idle:
+        def submit(self, function: Any, job: Any) -> Any:
+            return Future()
+
+    monkeypatch.setattr(execute, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(execute, "WITHOUT_WORKERS_S", 0.1)
+    left = [1] * 30
+    workers = execute.Workers(Idle(), 1, living=lambda: left.pop() if left else 0)  # type: ignore[arg-type]
+    with pytest.raises(ZoneError, match=r"no worker process has been there for .* Finished blocks are kept"):
+        list(execute.run_jobs(workers, print, [(0, 1)]))
+    assert not left
+
+
 def test_schedulers_that_cannot_be(yaml_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from distributed import LocalCluster
 
