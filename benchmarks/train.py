@@ -52,7 +52,7 @@ class Bench:
         self.network = build_network(spec).to(device).train()
         weights = np.ones(TASK.n_classes, np.float32)
         self.criterion = Criterion((TaskObjective(TASK, 1.0, weights),)).to(device)
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4)
+        self.optimizer = OptimizerChoice("adamw", 1e-4).build(self.network.parameters(), fused=device == "cpu")
         self.ready = prepare_batch(next(iter(self.loader())), PREPARATIONS, device)
         self.inside = 0.0
 

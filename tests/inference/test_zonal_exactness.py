@@ -98,7 +98,7 @@ def test_coordinates_are_read_where_they_belong(tmp_path: Path) -> None:
     zone = type(made)(tmp_path, {}, {}, (type(made.requests[0])("SPOT_RGBI", path, key="m"),)).open(20, 3)
 
     class Identity(SmallField):
-        def forward(self, inputs, dates=None, masks=None, size=None, aux=False):  # type: ignore[no-untyped-def]
+        def forward(self, inputs, dates=None, masks=None, size=None, aux=False, present=None):  # type: ignore[no-untyped-def]
             self.calls += 1
             output = super().forward(inputs, dates, masks, size, aux)
             values = inputs["SPOT_RGBI"]

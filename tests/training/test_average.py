@@ -5,9 +5,11 @@ import torch
 from torch import nn
 
 from flairhub.data import PreparedBatch, apply_dihedral, undo_dihedral
+from flairhub.models import NetworkSpec, build_network
 from flairhub.models.network import Output
+from flairhub.models.spec import SeriesOptions
 from flairhub.training.average import WeightAverage
-from flairhub.training.forward import mean_probabilities
+from flairhub.training.forward import mean_probabilities, network_output
 
 
 def test_the_mean_of_weights() -> None:
@@ -37,7 +39,7 @@ def test_every_symmetry_can_be_undone() -> None:
 class Sloped(nn.Module):
     """Adds the row to class 0, so that orientation matters."""
 
-    def forward(self, inputs, dates=None, masks=None, size=None, aux=False) -> Output:
+    def forward(self, inputs, dates=None, masks=None, size=None, aux=False, present=None) -> Output:
         image = inputs["AERIAL_RGBI"]
         rows = torch.arange(image.shape[-2], dtype=torch.float32).view(1, -1, 1)
         return Output({"T": torch.stack([image[:, 0] + rows, image[:, 1], image[:, 1] * 0], dim=1)})
@@ -58,3 +60,21 @@ def test_probabilities_are_averaged_over_the_eight_symmetries() -> None:
     found = mean_probabilities(Sloped(), batch)["T"]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     np.testing.assert_allclose(found.sum(dim=1), 1, rtol=1e-5)
+
+
+def test_a_patch_goes_without_the_input_that_it_lacks() -> None:
+    torch.manual_seed(0)
+    options = SeriesOptions(encoder_widths=(8, 8), decoder_widths=(8, 8), n_head=4, d_model=16)
+    spec = NetworkSpec({"AERIAL_RGBI": 4, "SENTINEL2_TS": 10}, {"T": 3}, "test_resnet-linknet", series=options)
+    network = build_network(spec).eval()
+    inputs = {"AERIAL_RGBI": torch.randn(2, 4, 64, 64), "SENTINEL2_TS": torch.randn(2, 3, 10, 8, 8)}
+    series = ({"SENTINEL2_TS": torch.tensor([[0, 30, 60]] * 2)}, {"SENTINEL2_TS": torch.ones(2, 3, dtype=torch.bool)})
+    present = {"AERIAL_RGBI": torch.tensor([True, False])}
+    batch = PreparedBatch(inputs, *series, {"T": torch.zeros(2, 64, 64, dtype=torch.uint8)}, torch.arange(2), present)
+    with torch.no_grad():
+        found = network_output(network, batch)[0]["T"]
+        alone = network({"SENTINEL2_TS": inputs["SENTINEL2_TS"]}, *series, size=(64, 64)).logits["T"]
+        both = network(inputs, *series, size=(64, 64)).logits["T"]
+    torch.testing.assert_close(found[0], both[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[1], alone[1], rtol=1e-5, atol=1e-5)
+    assert (found[1] - both[1]).abs().max() > 1e-3
