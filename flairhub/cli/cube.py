@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 _PIPED_WIDTH = 200
 
 
+def _place(text: str) -> Path | str:
+    """A path, or the URL of a store that zarr-python opens."""
+    return text if "://" in text else Path(text)
+
+
 @click.group()
 def command() -> None:
     """Look at a cube, check it, and export from it.
@@ -29,8 +34,8 @@ def command() -> None:
 
 
 @command.command()
-@click.argument("path", type=click.Path(path_type=Path))
-def info(path: Path) -> None:
+@click.argument("path", type=_place, metavar="PATH")
+def info(path: Path | str) -> None:
     """Show what a cube, or a zone cube, holds.
 
     \b
@@ -46,7 +51,7 @@ def info(path: Path) -> None:
     from flairhub.geo import crs_name
 
     if is_zone_cube(path):
-        _show_zone(path)
+        _show_zone(Path(path))
         return
     cube = open_cube(path)
     table = cube.patches
@@ -64,8 +69,8 @@ def info(path: Path) -> None:
 
 
 @command.command()
-@click.argument("path", type=click.Path(path_type=Path))
-def verify(path: Path) -> None:
+@click.argument("path", type=_place, metavar="PATH")
+def verify(path: Path | str) -> None:
     """Read every chunk and check it against its checksum and the journal.
 
     Lists damage as store, array, chunk and patch id (zone cubes have no patches), and exits with 1 when there is any.
@@ -93,13 +98,13 @@ def verify(path: Path) -> None:
 
 
 @command.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=_place, metavar="PATH")
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--modality", "name", required=True, help="What to export.")
 @click.option("--roi", help="ROI, as AF-S1-27 or D012-2019_AF-S1-27: the mosaic of its patches.")
 @click.option("--patch", "patch_id", help="Patch id: this patch alone.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
-def export(path: Path, target: Path, name: str, roi: str | None, patch_id: str | None, overwrite: bool) -> None:
+def export(path: Path | str, target: Path, name: str, roi: str | None, patch_id: str | None, overwrite: bool) -> None:
     """Write an ROI or a patch as a Cloud Optimized GeoTIFF.
 
     \b
@@ -127,9 +132,13 @@ def _splits(cube: Cube) -> list[str]:
 def _row(cube: Cube, name: str) -> tuple[str, ...]:
     import numpy as np
 
+    from flairhub.cube.cube import is_local
+
     reader, facts = cube.array(name), cube.info(name)
-    folder = Path(cube.path) / name
-    n_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    size = ""
+    if is_local(cube.path):
+        files = [file for file in (Path(cube.path) / name).rglob("*") if file.is_file()]
+        size = f"{sum(file.stat().st_size for file in files) / 2**20:.2f}"
     dates = ""
     if "time" in reader.dims:
         series = cube.series(name)
@@ -145,7 +154,7 @@ def _row(cube: Cube, name: str) -> tuple[str, ...]:
         f"{facts['gsd_m'][0]:g}",
         reader.codec,
         str(reader.shard_patches),
-        f"{n_bytes / 2**20:.2f}",
+        size,
         dates,
         averages,
     )

@@ -98,6 +98,8 @@ class DirectBackend:
                 mapping = mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_READ)
         except FileNotFoundError:
             raise ChunkProblem("is absent: its shard file does not exist") from None
+        except OSError as error:
+            raise ChunkProblem(f"cannot be read: {error.strerror}") from error
         data = np.frombuffer(mapping, dtype=np.uint8)
         try:
             index = parse_index(data[-index_bytes(self._n_chunks) :], self._n_chunks, size)

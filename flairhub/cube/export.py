@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from flairhub.cube.cube import Cube
 from flairhub.cube.roi import open_roi
-from flairhub.errors import CubeError, OutputExistsError
+from flairhub.errors import CubeError, FlairhubError, OutputExistsError, UsageError
 from flairhub.modalities import Kind, modality
 from flairhub.tasks import IGNORE_INDEX
 
@@ -31,7 +32,7 @@ def export_patch(cube: Cube, name: str, patch_id: str, target: Path, overwrite: 
         CubeError: The patch is missing or damaged.
         OutputExistsError: The file exists.
     """
-    _check_target(target, overwrite)
+    _check_target(target, name, overwrite)
     position = int(cube.indices([patch_id])[0])
     values = cube.read(name, [position])[0]
     labels: list[str] = list(modality(name).bands)
@@ -61,10 +62,9 @@ def export_roi(cube: Cube, name: str, roi: str, target: Path, overwrite: bool = 
         CubeError: Unknown ROI or modality, damaged chunks.
         OutputExistsError: The file exists.
     """
-    _check_target(target, overwrite)
+    _check_target(target, name, overwrite)
     tree = open_roi(cube, roi)
     if name not in tree.children:
-        modality(name)
         raise CubeError(f"{cube.path}: {name} is not in the cube, it holds {', '.join(cube.modalities)}.")
     mosaic = tree[name].to_dataset()
     values, present = mosaic["data"].values, mosaic["present"].values
@@ -78,7 +78,10 @@ def export_roi(cube: Cube, name: str, roi: str, target: Path, overwrite: bool = 
     _write(target, flat, labels, (transform.c, transform.f), cube, name, present)
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
+def _check_target(target: Path, name: str, overwrite: bool) -> None:
+    modality(name)
+    if target.suffix.lower() not in (".tif", ".tiff") or target.is_dir():
+        raise UsageError(f"{target}: a GeoTIFF is written. Name a file that ends with .tif.")
     if target.exists() and not overwrite:
         raise OutputExistsError(f"{target} exists. Pass --overwrite to replace it.")
 
@@ -111,9 +114,10 @@ def _write(
         "predictor": "yes",
         "overviews": "none",
     }
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tif")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
         with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
             with rasterio.open(temporary, "w", **profile) as written:
                 written.write(values)
@@ -127,5 +131,10 @@ def _write(
         if not same:
             raise CubeError(f"{target}: what was written reads back differently; nothing was kept.")
         os.replace(temporary, target)
+    except FlairhubError:
+        raise
+    except Exception as error:  # of the system, or any of GDAL's, which have no type in common
+        raise CubeError(f"{target}: cannot be written: {error}. Nothing was kept.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -134,7 +136,29 @@ def _quiet_distributed() -> Iterator[None]:
 
 
 @contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Hold Ctrl-C back while workers start or end, so that it finds all of them or none.
+
+    Processes and threads that start meanwhile never see it: the one that started them ends them.
+    """
+    held: list[int] = []
+    here = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, lambda number, _: held.append(number)) if here else None
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if here:
+            signal.signal(signal.SIGINT, handler)
+    if held:
+        raise KeyboardInterrupt
+
+
+@contextmanager
 def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
+    from multiprocessing import resource_tracker
+
     from distributed import Client, LocalCluster
 
     if scheduler:
@@ -145,17 +169,25 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
         with client:
             yield client
         return
-    with (
-        _quiet_distributed(),
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            memory_limit=0,
-            preload=["flairhub.ingest.preload"],
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
+    opened: list[Any] = []
+    with _quiet_distributed():
+        try:
+            # Its start would unblock the signal again.
+            resource_tracker.ensure_running()
+            with _interrupts_later():
+                cluster = LocalCluster(
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    processes=True,
+                    host="127.0.0.1",
+                    dashboard_address="127.0.0.1:0",
+                    memory_limit=0,
+                    preload=["flairhub.ingest.preload"],
+                )
+                opened.append(cluster)
+                opened.append(Client(cluster))
+            yield opened[-1]
+        finally:
+            with _interrupts_later():
+                for one in reversed(opened):
+                    one.close()

@@ -78,7 +78,8 @@ def _check_columns(path: Path, columns: list[str], required: Sequence[str]) -> N
     if missing:
         raise DataError(
             f"{path}: column {', '.join(missing)} is missing. Found {', '.join(columns) or 'no columns'}. "
-            "Expected patch_id and one column per modality and label in use."
+            "Expected patch_id and one column per modality and label in use"
+            + (", separated by commas." if len(columns) == 1 else ".")
         )
 
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -40,8 +39,7 @@ from flairhub.cube.zone_spec import (
 from flairhub.cube.zone_template import create_zone_store
 from flairhub.errors import OutputExistsError, UsageError
 from flairhub.ingest.journal import Entry, Journal
-from flairhub.ingest.lock import writer_lock
-from flairhub.ingest.run import disk_full_is_an_error
+from flairhub.ingest.target import make_place, writing
 from flairhub.progress import Progress, silent
 
 logger = logging.getLogger(__name__)
@@ -124,8 +122,7 @@ def ingest_zone(
     rasters = tuple(zone.rasters())
     layers = tuple(raster.layer for raster in rasters)
     plan = _plan(rasters, codec)
-    path = Path(cube).absolute()
-    with writer_lock(path), disk_full_is_an_error(path):
+    with writing(cube) as path:
         run = _Run(path, plan, codec, rasters, progress or silent)
         complete = run.prepare(overwrite)
         if not complete:
@@ -175,16 +172,9 @@ class _Run:
 
     def prepare(self, overwrite: bool) -> bool:
         """Make the store, or find what an earlier run finished; True when there is nothing to do."""
-        partial, replaced = (self._path.with_name(self._path.name + end) for end in (".partial", ".replaced"))
-        for leftover in (partial, replaced):
-            shutil.rmtree(leftover, ignore_errors=True)
-        if self._path.exists() and not self._usable(overwrite):
-            # Away in one step: a kill while it is being removed leaves no half of it under its name.
-            self._path.rename(replaced)
-            shutil.rmtree(replaced)
-        if not self._path.exists():
-            create_zone_store(partial, [raster.layer for raster in self._rasters], self._codec, self._plan)
-            partial.rename(self._path)
+        keep = self._path.exists() and self._usable(overwrite)
+        layers = [raster.layer for raster in self._rasters]
+        if make_place(self._path, keep, lambda folder: create_zone_store(folder, layers, self._codec, self._plan)):
             reach("store")
         sweep(self._path)
         found = self._journal.read()
