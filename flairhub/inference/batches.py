@@ -136,9 +136,12 @@ def make_batch(
         valid = pixels.valid[name]
         if valid is not None:
             good = torch.from_numpy(np.stack([valid[_cut(zone, pixels, name, start)[1:]] for start in starts]))
+            # An input that is nowhere in the window is dropped, as in training.
+            somewhere = good.flatten(1).any(dim=1)
             if name in prepared.masks:
-                # A series that is nowhere in the window is dropped, as in training.
-                prepared.masks[name] &= good.flatten(1).any(dim=1).to(device)[:, None]
+                prepared.masks[name] &= somewhere.to(device)[:, None]
+            elif not somewhere.all():
+                prepared.present[name] = somewhere.to(device)
             extra = (1,) * (values.ndim - 3)
             values = values.masked_fill(~good.view(len(starts), *extra, *good.shape[-2:]).to(device), 0.0)
         if not zone.sources[name].is_integer:

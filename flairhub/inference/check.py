@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from flairhub.inference.block import MapPlan, plan_map
 from flairhub.inference.configured import extras_of, open_zone, style_of, zone_model
 from flairhub.inference.network import ModelRef
 from flairhub.inference.outputs import stored_bands
-from flairhub.inference.rasters import RasterSource, read_region, valid_pixels
+from flairhub.inference.rasters import RasterSource, read_dated, read_region, valid_pixels
 from flairhub.inference.values import compare_values
 from flairhub.inference.zone import Zone
 from flairhub.modalities import MODALITIES
@@ -154,9 +155,8 @@ def _compare_with_published(report: CheckReport, source: RasterSource) -> None:
 
 def _samples(source: RasterSource) -> Iterator[tuple[NDArray[Any], NDArray[np.bool_] | None]]:
     box = source.geobox
-    for row in _spots(box.height):
-        for col in _spots(box.width):
-            yield read_region(source, row, col)
+    for row, col in product(_spots(box.height), _spots(box.width)):
+        yield read_region(source, row, col)
 
 
 def _spots(length: int) -> list[tuple[int, int]]:
@@ -190,13 +190,17 @@ def _look_at(report: CheckReport, zone: Zone, name: str, preparation: ImagePrepa
 
 def _look_at_clouds(report: CheckReport, zone: Zone, name: str, rule: CloudFilter) -> None:
     clear, kept = [], []
-    for quality, _ in _samples(zone.quality[name]):
+    mask = zone.quality[name]
+    for row, col in product(_spots(mask.geobox.height), _spots(mask.geobox.width)):
+        quality, having = read_region(mask, row, col)[0], read_dated(mask, row, col)
         fine = (quality[:, SNOW_BAND] <= rule.max_snow) & (quality[:, CLOUD_BAND] <= rule.max_cloud)
         clear.append(fine.mean(axis=(1, 2)))
-        kept.append(keep_dates(quality, rule))
+        # Patches of a region of interest may lack a date: where one does, the window does not use it.
+        whole = np.ones(len(quality), dtype=bool) if having is None else having.all(axis=(1, 2))
+        kept.append(keep_dates(quality, rule) & whole)
         if quality.max() > 100:
             report.trouble(
-                f"{zone.quality[name].name}: {zone.quality[name].path} has values up to {quality.max()}, expected "
+                f"{mask.name}: {mask.path} has values up to {quality.max()}, expected "
                 f"probabilities of 0-100 percent. Is it the right raster?"
             )
             return

@@ -107,7 +107,8 @@ def _logits(
 ) -> dict[str, torch.Tensor]:
     kind = network.device.split(":")[0]
     with torch.autocast(kind, dtype=torch.bfloat16, enabled=style.bf16):
-        found = network.network(batch.inputs, batch.dates or None, batch.masks or None, size=size).logits
+        dates, masks, present = batch.dates or None, batch.masks or None, batch.present or None
+        found = network.network(batch.inputs, dates, masks, size=size, present=present).logits
     for task, expected in tasks:
         if task not in found or found[task].shape[1] != expected:
             given = "none" if task not in found else f"{found[task].shape[1]} classes"

@@ -9,12 +9,14 @@ import torch
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zone_makers import fake_model, make_zone, write_raster
+from zone_makers import FakeModel, fake_model, make_zone, write_raster
 
 from flairhub.inference import Style, predict_zone
 from flairhub.inference.blend import touching, weights_of
 from flairhub.inference.windows import plan_axis
+from flairhub.models import NetworkSpec, build_network
 from flairhub.prepare import ImagePreparation
+from flairhub.tasks import default_task
 from flairhub.timeseries import SeriesPreparation
 
 AERIAL = {"AERIAL_RGBI": ImagePreparation()}
@@ -115,3 +117,39 @@ def test_a_missing_input_is_dropped_or_nodata(tmp_path: Path) -> None:
     np.testing.assert_array_equal(dropped[:, :16], strict[:, :16])
     image = predict_zone(zone, fake_model(AERIAL))["class"].values
     np.testing.assert_array_equal(dropped[:, 16:], image[:, 16:])
+
+
+def test_a_window_without_an_image_is_what_the_network_gives_without_it(tmp_path: Path) -> None:
+    """A real network: zero pixels are not the same as no image."""
+    made = make_zone(tmp_path, 128, 64, {"AERIAL_RGBI": 1, "SPOT_RGBI": 2}, profiles={"SPOT_RGBI": {"nodata": 0}})
+    spot = np.maximum(made.arrays["SPOT_RGBI"], 1)
+    spot[:, :, 16:] = 0
+    write_raster(tmp_path / "SPOT_RGBI.tif", spot, 0.4, nodata=0)
+    torch.manual_seed(0)
+    task = default_task("AERIAL_LABEL-COSIA")
+    spec = NetworkSpec({"AERIAL_RGBI": 4, "SPOT_RGBI": 4}, {task.label: task.n_classes}, "test_resnet-linknet")
+    network = build_network(spec).eval()
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.running_mean.normal_()  # else zero pixels give zero features
+    preparations = {
+        "AERIAL_RGBI": ImagePreparation(),
+        "SPOT_RGBI": ImagePreparation(None, None, "custom", (9.0,) * 4, (5.0,) * 4),
+    }
+    zone = made.open(32, 0)
+    model = FakeModel(network, preparations, (task,))
+    found = predict_zone(zone, model, style=Style(drop_missing=True), batch_size=3)["class"].values
+    expected = np.zeros_like(found)
+    zeros = expected.copy()
+    for top in range(0, found.shape[0], 32):
+        for left in range(0, found.shape[1], 32):
+            box = np.s_[:, top : top + 32, left : left + 32]
+            inputs = {"AERIAL_RGBI": torch.from_numpy(made.arrays["AERIAL_RGBI"][box][None]).float()}
+            own = (spot[:, top // 2 : top // 2 + 16, left // 2 : left // 2 + 16][None].astype(np.float32) - 9) / 5
+            with torch.no_grad():
+                filled = {**inputs, "SPOT_RGBI": torch.from_numpy(own * (left < 32))}
+                zeros[box[1:]] = network(filled, size=(32, 32)).logits[task.label].argmax(1)[0]
+                inputs = filled if left < 32 else inputs
+                expected[box[1:]] = network(inputs, size=(32, 32)).logits[task.label].argmax(1)[0]
+    np.testing.assert_array_equal(found, expected)
+    assert (zeros != expected).any()

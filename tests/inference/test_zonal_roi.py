@@ -215,6 +215,19 @@ def test_windows_use_the_dates_that_all_their_patches_have(
     np.testing.assert_array_equal(roi_map(cube, tmp_path, 128), expected)
 
 
+def test_check_counts_the_dates_that_windows_use(other_dates: tuple[PatchFiles, Path], tmp_path: Path) -> None:
+    """One sampled square over all patches: of 15 dates three are common, two are each patch's own."""
+    from flairhub.inference.check import CheckReport, _look_at_clouds
+
+    changes = {"cube": str(other_dates[1]), "roi": ROI, "img_pixels_detection": 64, "margin": 0}
+    inputs = {f"modalities.inputs.{name}": True for name in SUM}
+    zone = open_zone(write_zonal_config(tmp_path / "zonal.yaml", NO_FILES, tmp_path, {**changes, **inputs}))
+    report = CheckReport()
+    _look_at_clouds(report, zone, "SENTINEL2_TS", CloudFilter(100, 100, 1.0))
+    used = [share for _, _, share in report.dates["SENTINEL2_TS"]]
+    assert (len(used), sum(used)) == (3 + 2 * 6, 3.0)
+
+
 def test_zone_cube_of_different_dates_is_refused(other_dates: tuple[PatchFiles, Path], tmp_path: Path) -> None:
     """A zone cube holds one list of dates: zeros in place of images that a patch does not have would be invented."""
     changes = {"cube": str(other_dates[1]), "roi": ROI, "modalities.inputs.SENTINEL2_TS": True}

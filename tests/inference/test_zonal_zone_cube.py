@@ -131,7 +131,7 @@ def test_map_from_the_zone_cube_is_the_map_from_the_files(
     assert cli("check", yaml_path, "--set", f"cube={target}") == 0
 
 
-def test_probabilities_are_the_same_bits(yaml_path: Path, bundle: Path, cube: Path) -> None:
+def test_probabilities_are_the_same_bits(made: MadeZone, yaml_path: Path, cube: Path) -> None:
     from flairhub.config import load_zonal_config
     from flairhub.inference import zone_model
 
@@ -141,6 +141,7 @@ def test_probabilities_are_the_same_bits(yaml_path: Path, bundle: Path, cube: Pa
         zone = fh.open_zone(config)
         assert tuple(zone.sources) == INPUTS
         assert set(zone.quality) == {"SENTINEL2_TS"}
+        np.testing.assert_array_equal(zone.to_xarray()["SPOT_RGBI"]["data"].values, made.arrays["SPOT_RGBI"])
         maps.append(predict_zone(zone, zone_model(config, zone), outputs=("probabilities",), block_px=50))
     assert maps[0]["probabilities"].values.tobytes() == maps[1]["probabilities"].values.tobytes()
 
@@ -331,7 +332,11 @@ def test_lost_shard_is_made_again(yaml_path: Path, cube: Path, tmp_path: Path) -
     [
         (["cube=/nowhere.zarr"], CubeError, r"/nowhere.zarr: does not exist. Make one with `flairhub ingest --zone"),
         (["roi=AA-S1-1"], ConfigError, r"roi: a region of interest of which cube\? Give cube: PATH"),
-        (["cube=CUBE", "roi=AA-S1-1"], CubeError, r"a zone cube \(rasters of one area\), not a cube of patches"),
+        (
+            ["cube=CUBE", "roi=AA-S1-1"],
+            CubeError,
+            r"a zone cube \(rasters of one area\), not a cube of patches. .* without `roi`",
+        ),
         (["cube=CUBE", "img_pixels_detection=36"], ConfigError, r"36 px hold no whole number"),
     ],
 )

@@ -144,6 +144,7 @@ class SmallField(nn.Module):
         masks: Mapping[str, torch.Tensor] | None = None,
         size: tuple[int, int] | None = None,
         aux: bool = False,
+        present: Mapping[str, torch.Tensor] | None = None,
     ) -> FakeOutput:
         self.calls += 1
         self.samples += len(next(iter(inputs.values())))
