@@ -33,7 +33,7 @@ from flairhub.errors import FlairhubError, UsageError
     "--workers",
     type=click.IntRange(min=0),
     show_default="one per core; for few files 0",
-    help="Local worker processes; 0 = this process alone.",
+    help="Local worker processes; 0 = this process alone. With --zone: threads, default 2.",
 )
 @click.option("--scheduler", help="Address of a running dask scheduler, tcp://host:port.")
 @click.option(

@@ -250,7 +250,8 @@ def check_attributes(path: str | Path, attributes: Mapping[str, Any]) -> None:
     own = attributes.get(ROOT_KEY)
     if ZONE_KEY in attributes:
         raise CubeError(
-            f"{path}: a zone cube (rasters of one area), not a cube of patches. Name it as `cube` in a zonal YAML."
+            f"{path}: a zone cube (rasters of one area), not a cube of patches. "
+            "It is for zonal YAMLs: `cube: PATH`, without `roi`."
         )
     if not isinstance(own, Mapping):
         raise CubeError(f"{path}: a Zarr store, but no cube of flairhub (attribute {ROOT_KEY!r} is missing).")
