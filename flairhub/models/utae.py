@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flairhub.errors import UsageError
 from flairhub.models.ltae import TemporalEncoder
 from flairhub.models.spec import PaddingMode, SeriesOptions
 
@@ -167,7 +168,12 @@ class UTAE(nn.Module):
         Returns:
             Logits (batch, class, y, x) or None, and the maps (batch, channel, y, x): the temporal encoder's
             output, then each up block's, coarse to fine.
+
+        Raises:
+            UsageError: The images are too small for the strides.
         """
+        if not torch.compiler.is_compiling():
+            self._check_size(int(x.shape[-2]), int(x.shape[-1]))
         frames = self._frames(x, mask)
         maps = [self.in_conv(frames.pack(x).contiguous(memory_format=torch.channels_last))]
         for block in self.down_blocks:
@@ -179,6 +185,21 @@ class UTAE(nn.Module):
             decoded.append(block(decoded[-1], self._collapse(skip, attention, frames)))
         result = self.out_conv(decoded[-1]) if logits and self.out_conv is not None else None
         return result, decoded
+
+    def _check_size(self, height: int, width: int) -> None:
+        options, least = self.options, 2 if self.options.padding_mode == "reflect" else 1
+        kernel, stride, padding = options.str_conv_k, options.str_conv_s, options.str_conv_p
+        size = min(height, width)
+        for level in range(len(options.encoder_widths)):
+            if level:
+                size = (size + 2 * padding - kernel) // stride + 1
+            if size < least:
+                raise UsageError(
+                    f"series of {height} x {width} pixels are too small for {len(options.encoder_widths)} levels with "
+                    f"str_conv_k {kernel}, str_conv_s {stride}, str_conv_p {padding}: level {level + 1} would have "
+                    f"{max(size, 0)} pixels, at least {least} are needed. Published: str_conv_k 3, str_conv_s 1, "
+                    "str_conv_p 1, which keeps the size."
+                )
 
     def _frames(self, x: Tensor, mask: Tensor | None) -> _Frames:
         shape = (x.shape[0], x.shape[1])

@@ -167,3 +167,26 @@ def test_runs_in_bf16_weights() -> None:
 def test_options_that_do_not_fit_are_refused(change: dict[str, object], text: str) -> None:
     with pytest.raises(UsageError, match=text):
         replace(SeriesOptions(), **change)
+
+
+@pytest.mark.parametrize(("padding_mode", "smallest"), [("reflect", 16), ("zeros", 8)])
+def test_images_too_small_for_the_strides_are_refused(padding_mode: str, smallest: int) -> None:
+    options = SeriesOptions(
+        encoder_widths=(8, 8, 8, 8),
+        decoder_widths=(8, 8, 8, 8),
+        n_head=4,
+        d_model=16,
+        str_conv_k=4,
+        str_conv_s=2,
+        str_conv_p=1,
+        padding_mode=padding_mode,  # type: ignore[arg-type]
+    )
+    module = UTAE(3, options, (5,)).eval()
+    dates = torch.zeros(1, 2)
+    with torch.no_grad():
+        logits, _ = module(torch.randn(1, 2, 3, smallest, smallest), dates)
+    assert logits is not None
+    assert logits.shape == (1, 5, smallest, smallest)
+    small = smallest // 2
+    with pytest.raises(UsageError, match=rf"series of {small} x {small} pixels are too small for 4 levels .* level 4"):
+        module(torch.randn(1, 2, 3, small, small), dates)
