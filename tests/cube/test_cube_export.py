@@ -60,6 +60,18 @@ def test_an_roi_is_its_mosaic(path: Path, files: PatchFiles, tmp_path: Path, nam
 
 def test_the_command(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "new" / "roi.tif"
+    (tmp_path / "file").write_text("x")
+    patch = ["--patch", fh.open_cube(path).patch_ids[0]]
+    for place, modality, code, text in (
+        (path / "zarr.json", "SPOT_RGBI", 2, "zarr.json: a GeoTIFF is written. Name a file that ends with .tif."),
+        (tmp_path, "SPOT_RGBI", 2, "a GeoTIFF is written"),
+        (tmp_path / "file" / "a.tif", "SPOT_RGBI", 1, "a.tif: cannot be written: [Errno 17] File exists"),
+        (target, "SPOT", 2, "unknown modality 'SPOT'. Did you mean SPOT_RGBI?"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["cube", "export", str(path), str(place), "--modality", modality, *patch, "--overwrite"])
+        assert stopped.value.code == code
+        assert text in capsys.readouterr().err
     arguments = ["cube", "export", str(path), str(target), "--modality", "SPOT_RGBI"]
     for more, code, text in (
         ([], 2, "pass either --roi or --patch"),

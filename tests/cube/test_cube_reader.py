@@ -203,6 +203,9 @@ def test_damage_names_store_array_chunk_and_patch(copy: Path, files: PatchFiles,
     shard.unlink()
     with pytest.raises(CubeError, match=rf"patch {files.patch_ids[2]}\) is absent: its shard file"):
         fh.open_cube(copy, backend).read(name, [2])
+    shard.mkdir()
+    with pytest.raises(CubeError, match=rf"patch {files.patch_ids[2]}\) (cannot be read: Is a directory|is absent)"):
+        fh.open_cube(copy, backend).read(name, [2])
 
 
 def test_few_shards_stay_open(

@@ -1,0 +1,163 @@
+"""Where a cube may be written, what the system refuses, and tables as other programs write them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from commands import failure, run_command
+from comparisons import same_tree
+from makers import PatchFiles, write_train_config
+from processes import start_afresh
+
+import flairhub as fh
+from flairhub.errors import CubeError, DataError
+from flairhub.ingest import target
+from flairhub.ingest.lock import writer_lock
+
+ONE = ("--modality", "DEM_ELEV")
+
+
+def test_places_that_are_none(small_files: PatchFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = tmp_path / "c.zarr"
+    assert run_command(capsys, "ingest", "--root", small_files.folder, "--cube", store, *ONE)[0] == 0
+    (tmp_path / "file").write_text("x")
+    for place, code, message in (
+        (store / "inside.zarr", 2, f"lies inside the Zarr store {store}"),
+        (store / "DEM_ELEV" / "data", 2, f"lies inside the Zarr store {store / 'DEM_ELEV'}"),
+        ("/", 2, "no place for a cube"),
+        ("s3://bucket/c.zarr", 2, "a cube is written to a local folder"),
+        (tmp_path / "file", 2, "exists and is no cube; it is never removed"),
+        (tmp_path / "file" / "c.zarr", 1, f"cannot be written: File exists ({tmp_path / 'file'})"),
+        (small_files.folder, 2, "exists and is no cube; it is never removed"),
+    ):
+        found = failure(capsys, "ingest", "--root", small_files.folder, "--cube", place, "--overwrite", *ONE)
+        assert (found[0], message in found[1]) == (code, True), found
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.zarr", "file"]
+    assert (tmp_path / "file").read_text() == "x"
+    assert run_command(capsys, "cube", "verify", store)[0] == 0
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the system refuses root nothing")
+def test_what_may_not_be_written_or_read(files: PatchFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    code, shown = failure(capsys, "ingest", "--root", files.folder, "--cube", closed / "c.zarr")
+    assert (code, "c.zarr: cannot be written: Permission denied" in shown) == (1, True)
+    folder = files.files["DEM_ELEV"][files.patch_ids[0]].parent
+    folder.chmod(0)
+    code, shown = failure(capsys, "ingest", "--root", files.folder, "--cube", tmp_path / "c.zarr")
+    folder.chmod(0o700)
+    assert (code, f"DataError: {folder}: cannot be read: Permission denied" in shown) == (1, True)
+
+
+def test_what_the_system_says_has_the_name_of_the_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"{tmp_path}/nowhere: cannot be read: No such file"), target.reading():
+        os.scandir(tmp_path / "nowhere")
+    cube = tmp_path / "c.zarr"
+    with pytest.raises(CubeError, match=rf"{cube}: cannot be written: Input/output error \(x\)"), target.writing(cube):
+        raise OSError(errno.EIO, "Input/output error", "x")
+    with pytest.raises(CubeError, match=rf"{cube}: Quota. What is finished stays valid"), target.writing(cube):
+        raise OSError(errno.EDQUOT, "Quota")
+
+
+def test_a_link_is_the_store_that_it_names(small_files: PatchFiles, tmp_path: Path) -> None:
+    """One lock for one store, whatever it is called; --overwrite replaces the store and leaves the link."""
+    link, real = tmp_path / "link.zarr", tmp_path / "real.zarr"
+    link.symlink_to(real)
+    options = {"root": small_files.folder, "modalities": ["DEM_ELEV"]}
+    with writer_lock(real), pytest.raises(CubeError, match="is writing this cube"):
+        fh.ingest(cube=link, **options)  # type: ignore[arg-type]
+    for codec in ("fast", "none"):
+        fh.ingest(cube=link, overwrite=True, codec=codec, **options)  # type: ignore[arg-type]
+        assert fh.open_cube(real).attributes["codec"] == codec
+    assert link.is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.zarr", "real.zarr"]
+
+
+def test_stopped_while_the_old_cube_is_removed(
+    small_files: PatchFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of a cube must not lie under its name: nobody would dare to remove it."""
+    cube, fresh = tmp_path / "c.zarr", tmp_path / "fresh.zarr"
+    options = {"root": small_files.folder, "modalities": ["DEM_ELEV"]}
+    fh.ingest(cube=cube, codec="none", **options)  # type: ignore[arg-type]
+    remove = shutil.rmtree
+
+    def stopped(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            (path / "zarr.json").unlink()
+            raise KeyboardInterrupt
+        remove(path, ignore_errors=True)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            fh.ingest(cube=cube, overwrite=True, **options)  # type: ignore[arg-type]
+    for path in (cube, fresh):
+        fh.ingest(cube=path, **options)  # type: ignore[arg-type]
+    assert same_tree(cube, fresh)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.zarr", "fresh.zarr"]
+
+
+def rewritten(change: Callable[[str], str], **encoding: str) -> Callable[[Path], None]:
+    def rewrite(path: Path) -> None:
+        text = change(path.read_text())
+        with path.open("w", newline="", **encoding) as stream:  # type: ignore[call-overload]
+            stream.write(text)
+
+    return rewrite
+
+
+SPREADSHEETS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "byte order mark": (rewritten(str, encoding="utf-8-sig"), ""),
+    "line ends of Windows": (rewritten(lambda text: text.replace("\n", "\r\n")), ""),
+    "blanks around commas": (rewritten(lambda text: text.replace(",", " , ")), ""),
+    "empty lines at the end": (rewritten(lambda text: text + "\n,,,,\n\n"), ""),
+    "semicolons": (rewritten(lambda text: text.replace(",", ";")), "in use, separated by commas."),
+    "utf-16": (rewritten(str, encoding="utf-16"), "cannot be read as CSV (UTF-8)"),
+    "nothing": (rewritten(lambda _: ""), "is missing. Found no columns"),
+    "a header alone": (rewritten(lambda text: text.split("\n")[0]), "no patches in the CSVs"),
+}
+
+
+@pytest.mark.parametrize("kind", SPREADSHEETS)
+def test_tables_as_spreadsheets_write_them(
+    files: PatchFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    change, message = SPREADSHEETS[kind]
+    config = write_train_config(tmp_path / "config", files)
+    for path in files.csvs.values():
+        change(path)
+    arguments = ["ingest", "--config", config, "--cube", tmp_path / "c.zarr"]
+    if not message:
+        code, out, _ = run_command(capsys, *arguments)
+        assert (code, "4 patches, 4 modalities" in out) == (0, True)
+        assert fh.open_cube(tmp_path / "c.zarr").present("DEM_ELEV").all()
+        return
+    code, shown = failure(capsys, *arguments)
+    assert code == 1
+    assert str(files.csvs["train"]) in shown
+    assert message in shown
+
+
+def test_ctrl_c_again_and_again_while_workers_start(small_files: PatchFiles, tmp_path: Path) -> None:
+    cube = tmp_path / "c.zarr"
+    process = start_afresh(small_files, cube, "--workers", 2)
+    while process.poll() is None and not cube.exists():
+        time.sleep(0.01)
+    for _ in range(4):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.15)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out.strip(), err.strip()) == (130, "", "Interrupted.")
+    fh.ingest(root=small_files.folder, cube=cube, shard=1)
+    assert fh.open_cube(cube).n_patches == 4
