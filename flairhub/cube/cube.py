@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+_ROOT_KEYS = ("plan", "n_patches", "modalities", "crs_wkt", "footprint_m")
+
+
 @dataclass(frozen=True)
 class SeriesInfo:
     """Dates of a time series.
@@ -265,6 +268,9 @@ def check_attributes(path: str | Path, attributes: Mapping[str, Any]) -> None:
             f"{path}: the cube is not complete (status {own.get('status')!r}). Run the same `flairhub ingest` again: "
             "it continues where it stopped."
         )
+    missing = [key for key in _ROOT_KEYS if key not in own]
+    if missing:
+        raise CubeError(f"{path}: damaged metadata: {', '.join(missing)} missing. Ingest again with --overwrite.")
 
 
 def is_local(path: str | Path) -> bool:

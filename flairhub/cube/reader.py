@@ -62,6 +62,11 @@ class ArrayReader:
         self.name, self.dims = name, tuple(metadata.get("dimension_names") or ())
         self.shape, self.dtype = tuple(array.shape), np.dtype(array.dtype)
         self.chunk_shape, self.shard_patches = tuple(array.chunks), int(array.shards[0])
+        if not self.shape[0] == len(patch_ids) == len(present):
+            raise CubeError(
+                f"{store}: {name} has {self.shape[0]} patches, the patch table {len(patch_ids)} and `present` "
+                f"{len(present)}: the metadata is damaged. Ingest again with --overwrite."
+            )
         self._store, self._patch_ids, self._sample = store, patch_ids, self.shape[1:]
         # Bytes: an element costs a tenth of what one of a numpy array does.
         self._here = np.asarray(present, dtype=bool).tobytes()
@@ -71,7 +76,7 @@ class ArrayReader:
         settings = sharding["configuration"]
         chain = codec_of(settings["codecs"])
         self.codec = chain.describe() if chain else "+".join(entry["name"] for entry in settings["codecs"][1:])
-        key = _key_function(array, len(self.shape))
+        key = self._key = _key_function(array, len(self.shape))
         n_chunks = self.shard_patches * self._parts
         readable = folder is not None and chain is not None and _plain_index(settings)
         if backend == "direct" and not readable:
@@ -131,6 +136,10 @@ class ArrayReader:
         out = np.empty((len(indices), *(self._sample if level is None else self._sample[1:])), dtype=self.dtype)
         self.read_into(indices, out, level)
         return out
+
+    def shard_files(self) -> list[str]:
+        """Return the paths of all shards below the store."""
+        return [f"{self.name}/{self._key(shard)}" for shard in range(-(-self.shape[0] // self.shard_patches))]
 
     def problems(self, index: int) -> list[str]:
         """Return what is wrong with the stored chunks of a present patch, one message per chunk."""

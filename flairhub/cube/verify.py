@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def verify(cube: Cube, progress: Progress | None = None) -> Verification:
         progress: Told the number of checked patches, over all arrays.
     """
     report = progress or silent
-    damage = list(_tables(cube))
+    damage = list(dict.fromkeys(_tables(cube)))
     readers = list(_readers(cube))
     total, done, n_chunks = sum(reader.shape[0] for reader, _ in readers), 0, 0
     for reader, present in readers:
@@ -57,7 +58,7 @@ def verify(cube: Cube, progress: Progress | None = None) -> Verification:
             report(STAGE, done, total)
     n_files = 0
     if is_local(cube.path):
-        for name, problem in _files(Path(cube.path)):
+        for name, problem in _files(Path(cube.path), [name for reader, _ in readers for name in reader.shard_files()]):
             n_files += 1
             # A damaged chunk says more than its file does.
             if problem and not any(name.split("/c/")[0] in message for message in damage):
@@ -84,11 +85,13 @@ def verify_zone(cube: ZoneCube, progress: Progress | None = None) -> Verificatio
 
 
 def _readers(cube: Cube) -> Iterator[tuple[ArrayReader, Any]]:
+    """Yield all arrays that can be opened; `_tables` tells of the others."""
     for name in cube.modalities:
-        present = cube.present(name)
-        yield cube.array(name), present
-        for average in cube.info(name).get("averages", []):
-            yield cube.average(name, average), present
+        with suppress(CubeError):
+            present = cube.present(name)
+            yield cube.array(name), present
+            for average in cube.info(name).get("averages", []):
+                yield cube.average(name, average), present
 
 
 def _tables(cube: Cube) -> Iterator[str]:
@@ -112,9 +115,9 @@ def _table_reads(cube: Cube, name: str) -> Any:
     return read
 
 
-def _files(store: Path) -> Iterator[tuple[str, str]]:
-    """Compare files with the journal: (name, what is wrong or empty)."""
-    journal = store / INGEST / JOURNAL
+def _files(store: Path, expected: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
+    """Compare files with the journal, which must know all `expected` ones: (name, what is wrong or empty)."""
+    journal, noted = store / INGEST / JOURNAL, set()
     try:
         lines = [line for line in journal.read_bytes().split(b"\n") if line]
     except OSError as error:
@@ -126,7 +129,11 @@ def _files(store: Path) -> Iterator[tuple[str, str]]:
             yield f"{INGEST}/{JOURNAL}", f"line {number} is damaged"
             continue
         for name, (length, crc) in json.loads(text)["files"].items():
+            noted.add(name)
             yield name, _compare(store / name, length, crc)
+    for name in expected:
+        if name not in noted:
+            yield name, "is not in the journal"
 
 
 def _compare(path: Path, length: int, crc: int) -> str:

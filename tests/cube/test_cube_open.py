@@ -221,7 +221,8 @@ def test_verify_checks_files_and_journal(copy: Path) -> None:
     lines[0] = lines[0].replace(b'"job"', b'"jab"')
     journal.write_bytes(b"\n".join(lines))
     assert [message.split(": ", 1)[1] for message in verify(fh.open_cube(copy)).damage] == [
-        "ingest/journal.jsonl line 1 is damaged"
+        "ingest/journal.jsonl line 1 is damaged",
+        "AERIAL-RLT_PAN/data/c/0/0/0/0 is not in the journal",
     ]
 
 
@@ -234,3 +235,42 @@ def test_metadata_is_consolidated_as_zarr_does_it(copy: Path) -> None:
             warnings.simplefilter("ignore")
             zarr.consolidate_metadata(str(group), zarr_format=3)
         assert (group / "zarr.json").read_bytes() == before
+
+
+def test_verify_misses_no_line_of_the_journal(copy: Path) -> None:
+    (copy / "ingest" / "journal.jsonl").write_bytes(b"")
+    found = verify(fh.open_cube(copy))
+    assert (found.n_files, len(found.damage)) == (10, 10)
+    assert all(message.endswith("/data/c/0/0/0/0 is not in the journal") for message in found.damage[:3])
+
+
+def test_verify_goes_on_after_a_damaged_table(copy: Path) -> None:
+    """What cannot be looked at any more is named once; the rest is checked."""
+    (copy / "SPOT_RGBI/present/c/0").write_bytes(b"xx")
+    shutil.rmtree(copy / "SENTINEL1-ASC_TS")
+    shard = copy / "DEM_ELEV/data/c/0/0/0/0"
+    data = bytearray(shard.read_bytes())
+    data[3] ^= 1
+    shard.write_bytes(data)
+    found = verify(fh.open_cube(copy))
+    assert [message.split(": ")[1] for message in found.damage[:2]] == [
+        "SPOT_RGBI/present is damaged",
+        "SENTINEL1-ASC_TS/present",
+    ]
+    assert "DEM_ELEV/data: chunk 0 " in found.damage[2]
+    assert found.n_chunks == 8 * (8 + 2)
+
+
+def test_metadata_that_does_not_fit(copy: Path) -> None:
+    path = copy / "zarr.json"
+    document = json.loads(path.read_text())
+    document["consolidated_metadata"]["metadata"]["DEM_ELEV/data"]["shape"][0] = 9
+    path.write_text(json.dumps(document))
+    message = r"DEM_ELEV/data has 9 patches, the patch table 8 and `present` 8: the metadata is damaged"
+    with pytest.raises(CubeError, match=message):
+        fh.open_cube(copy).array("DEM_ELEV")
+    assert any(message.split("`")[0] in found for found in verify(fh.open_cube(copy)).damage)
+    del document["attributes"]["flairhub"]["n_patches"], document["attributes"]["flairhub"]["footprint_m"]
+    path.write_text(json.dumps(document))
+    with pytest.raises(CubeError, match="damaged metadata: n_patches, footprint_m missing"):
+        fh.open_cube(copy)
