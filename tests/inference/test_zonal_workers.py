@@ -22,8 +22,9 @@ from zone_makers import MadeZone, make_zone
 from flairhub.cli import cli
 from flairhub.config import load_zonal_config
 from flairhub.errors import DataError, UsageError, ZoneError
-from flairhub.inference import execute, run_zonal
+from flairhub.inference import execute, open_zone, run_zonal
 from flairhub.inference.run import ZonalResult
+from flairhub.ingest import ingest_zone
 from flairhub.prepare import ImagePreparation
 from flairhub.timeseries import CloudFilter, SeriesPreparation
 
@@ -153,6 +154,13 @@ def test_cluster_gives_the_same_bytes_and_loads_the_model_once_per_worker(
     loads = cluster.client.run(loads_here)
     assert len(loads) == 2
     assert list(loads.values()) == [[str(bundle)], [str(bundle)]]
+
+
+def test_cluster_reads_a_zone_cube(yaml_path: Path, tmp_path: Path, serial: dict[str, bytes], cluster: Cluster) -> None:
+    ingest_zone(open_zone(yaml_path), cube=tmp_path / "zone.zarr")
+    config = load_zonal_config(yaml_path, [f"output_path={tmp_path / 'out'}", f"cube={tmp_path / 'zone.zarr'}"])
+    run_zonal(config, scheduler=cluster.address)
+    assert maps_of(tmp_path / "out") == serial
 
 
 def killing(pids: list[int], at: int) -> Callable[[str, int, int], None]:
