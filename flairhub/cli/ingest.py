@@ -119,13 +119,14 @@ def command(
             progress=progress,
         )
     if report.already_complete:
-        console.print(f"{report.cube}: complete already, nothing to do.", soft_wrap=True)
+        console.print(f"{report.cube}: complete already, nothing to do.", soft_wrap=True, markup=False)
     else:
         reused = f", {report.n_reused} from an earlier run" if report.n_reused else ""
         console.print(
             f"{report.cube}: {report.n_patches} patches, {len(report.modalities)} modalities, {report.n_jobs} shards"
             f"{reused}, {report.n_bytes / 2**20:.1f} MiB in {report.seconds:.1f} s.",
             soft_wrap=True,
+            markup=False,
         )
     for name, patch_id, reason in report.skipped:
         console.print(f"skipped {name} {patch_id}: {reason}", soft_wrap=True, markup=False)
@@ -133,7 +134,11 @@ def command(
         listed = f"{len(report.skipped)} of {report.n_files} files were bad; their patches are recorded as missing"
         if report.too_many_skipped:
             raise FlairhubError(f"{listed}. More than --max-skipped {report.max_skipped:g} of all.")
-        console.print(f"{listed} ({report.skipped_share:.2%}; --max-skipped {report.max_skipped:.2%}).", soft_wrap=True)
+        console.print(
+            f"{listed} ({report.skipped_share:.2%}; --max-skipped {report.max_skipped:.2%}).",
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 def _refuse_patch_options(names: tuple[str, ...]) -> None:
@@ -164,11 +169,12 @@ def _ingest_zone(
     with progress_bar() as progress:
         report = ingest_zone(zone, cube=cube, overwrite=overwrite, workers=workers or 2, codec=codec, progress=progress)
     if report.already_complete:
-        console.print(f"{report.cube}: complete already, nothing to do.", soft_wrap=True)
+        console.print(f"{report.cube}: complete already, nothing to do.", soft_wrap=True, markup=False)
         return
     reused = f", {report.n_reused} from an earlier run" if report.n_reused else ""
     console.print(
         f"{report.cube}: {', '.join(layer.name for layer in report.layers)}; {report.n_jobs} shards{reused}, "
         f"{report.n_bytes / 2**20:.1f} MiB in {report.seconds:.1f} s. Map it with `--set cube={cube}`.",
         soft_wrap=True,
+        markup=False,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -123,18 +124,22 @@ class _Run:
         attributes = root_attributes(self._path)
         assert attributes is not None
         found = self._journal.read()
+        reasons: Counter[str] = Counter()
         for job in self._plan.jobs:
             entry = found.get(job.id)
-            stale = entry is None or entry.state != self._states[job.id] or (entry.skipped and not job.skip)
-            if entry is not None and not stale and self._journal.holds(entry):
+            if entry is None or not self._journal.holds(entry):
+                reasons["{} of {} shards are gone, cut off, or not in the journal"] += 1
+            elif entry.state != self._states[job.id]:
+                reasons["the source files of {} of {} shards have changed since"] += 1
+            elif entry.skipped and not job.skip:
+                reasons["bad patches of {} of {} shards were left out, and --on-error is raise"] += 1
+            else:
                 self._done[job.id] = entry
         self._reused = len(self._done)
         if attributes["status"] == "complete":
-            if self._reused < len(self._plan.jobs):
-                raise OutputExistsError(
-                    f"{self._path}: complete, but the source files of {len(self._plan.jobs) - self._reused} of "
-                    f"{len(self._plan.jobs)} shards have changed since. Pass --overwrite to replace the cube."
-                )
+            if reasons:
+                told = "; ".join(text.format(count, len(self._plan.jobs)) for text, count in reasons.items())
+                raise OutputExistsError(f"{self._path}: complete, but {told}. Pass --overwrite to replace the cube.")
             if any(entry.result is not None for entry in found.values()):
                 # Killed between the status and the short journal.
                 self._journal.rewrite(self._done.values())

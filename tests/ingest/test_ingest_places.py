@@ -26,8 +26,9 @@ ONE = ("--modality", "DEM_ELEV")
 
 
 def test_places_that_are_none(small_files: PatchFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store = tmp_path / "c.zarr"
-    assert run_command(capsys, "ingest", "--root", small_files.folder, "--cube", store, *ONE)[0] == 0
+    store = tmp_path / "c [b]'é.zarr"
+    code, out, _ = run_command(capsys, "ingest", "--root", small_files.folder, "--cube", store, *ONE)
+    assert (code, f"{store}: 4 patches" in out) == (0, True)
     (tmp_path / "file").write_text("x")
     for place, code, message in (
         (store / "inside.zarr", 2, f"lies inside the Zarr store {store}"),
@@ -40,7 +41,7 @@ def test_places_that_are_none(small_files: PatchFiles, tmp_path: Path, capsys: p
     ):
         found = failure(capsys, "ingest", "--root", small_files.folder, "--cube", place, "--overwrite", *ONE)
         assert (found[0], message in found[1]) == (code, True), found
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.zarr", "file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [store.name, "file"]
     assert (tmp_path / "file").read_text() == "x"
     assert run_command(capsys, "cube", "verify", store)[0] == 0
 

@@ -195,6 +195,28 @@ def test_another_plan_needs_overwrite(files: PatchFiles, tmp_path: Path) -> None
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
+def test_why_a_complete_cube_is_not_taken(files: PatchFiles, tmp_path: Path) -> None:
+    cube = tmp_path / "c.zarr"
+    options = {"modalities": ["AERIAL_RGBI"]}
+    ingest(files, cube, **options)
+    shard = cube / "AERIAL_RGBI/data/c/2/0/0/0"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    (cube / "AERIAL_RGBI/data/c/3/0/0/0").unlink()
+    with pytest.raises(OutputExistsError, match="complete, but 2 of 8 shards are gone, cut off, or not in the journal"):
+        ingest(files, cube, **options)
+    path = files.files["AERIAL_RGBI"][files.patch_ids[4]]
+    whole, stat = path.read_bytes(), path.stat()
+    path.write_bytes(whole[:-200])
+    try:
+        ingest(files, cube, **options, overwrite=True, on_error="skip")
+        message = "complete, but bad patches of 1 of 8 shards were left out, and --on-error is raise. Pass --overwrite"
+        with pytest.raises(OutputExistsError, match=message):
+            ingest(files, cube, **options)
+    finally:
+        path.write_bytes(whole)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
 def test_another_format_needs_overwrite(files: PatchFiles, tmp_path: Path) -> None:
     cube = tmp_path / "c.zarr"
     ingest(files, cube, modalities=["AERIAL_RGBI"])
