@@ -176,6 +176,9 @@ def _open(path: str) -> Iterator[tuple[Any, GeoBox]]:
     from rasterio.io import DatasetReader, MemoryFile
 
     member = split_member(path)
+    # Not left to opening: a named pipe would wait for a writer, a device may have no end.
+    if member is None and not os.path.isfile(path):
+        raise DataError(f"{path}: no such file.")
     content = None if member is None else read_member(member)
     tags = _tags(path) if content is None else read_geotags(lambda length, offset: content[offset : offset + length])
     known = tags is not None and tags.box(0, 0) is not None
@@ -188,8 +191,6 @@ def _open(path: str) -> Iterator[tuple[Any, GeoBox]]:
             else:
                 source = DatasetReader(stack.enter_context(MemoryFile(content)).name, **options)
         except (rasterio.errors.RasterioError, OSError) as error:
-            if content is None and not os.path.isfile(path):
-                raise DataError(f"{path}: no such file.") from None
             size = os.path.getsize(path) if content is None else len(content)
             raise DataError(f"{path}: not a readable GeoTIFF ({size} bytes): {_cause(error)}") from error
         dataset = stack.enter_context(source)

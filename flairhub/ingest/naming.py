@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 
 _SUFFIXES = (".tif", ".tiff")
 
+_OF_MACS = "__MACOSX/"
+"""Folder that some systems add to an archive; like hidden files, it holds no images."""
+
 _PATCH_ID = re.compile(
     r"(?P<domain>[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*)_(?P<roi>[A-Za-z0-9][\w-]*)_(?P<row>\d{1,9})-(?P<col>\d{1,9})"
 )
@@ -77,8 +80,9 @@ class FoundFiles:
 def scan_folder(root: Path) -> FoundFiles:
     """List the files of a data set in the published layout, by modality, also inside its zip archives.
 
-    Folders of other names and files that are no `.tif` are ignored, the former with a log message. An archive holds
-    `<DOMAIN>_<MODALITY>/<ROI>/...`, or the ROI folders alone when it is named `<DOMAIN>_<MODALITY>.zip`.
+    Folders of other names, hidden files and files that are no `.tif` are ignored, folders with a log message. An
+    archive holds `<DOMAIN>_<MODALITY>/<ROI>/...`, or the ROI folders alone when it is named
+    `<DOMAIN>_<MODALITY>.zip`.
 
     Raises:
         DataError: A `.tif` whose name does not fit its folders, a patch twice, or an archive that cannot be trusted.
@@ -103,7 +107,7 @@ def _add_archive(found: FoundFiles, archive: str) -> None:
     own = os.path.basename(archive)[: -len(".zip")]
     folders: dict[str, list[str]] = {}
     for member in list_members(archive):
-        if member.lower().endswith(_SUFFIXES):
+        if member.lower().endswith(_SUFFIXES) and not member.startswith(_OF_MACS):
             folder, _, file_name = member.rpartition("/")
             folders.setdefault(folder, []).append(file_name)
     for folder, names in folders.items():
@@ -125,7 +129,7 @@ def _add(found: FoundFiles, folder: str, names: Iterable[str], domain: str, moda
     prefix, patch = f"{domain}_{modality}_{roi}_", f"{domain}_{roi}_"
     paths = found.paths.setdefault(modality, {})
     for file_name in names:
-        if not file_name.lower().endswith(_SUFFIXES):
+        if not file_name.lower().endswith(_SUFFIXES) or file_name.startswith("."):
             continue
         path = f"{folder}/{file_name}"
         if not file_name.startswith(prefix):

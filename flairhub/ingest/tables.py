@@ -51,6 +51,8 @@ def read_csv(path: Path, required: Sequence[str]) -> CsvTable:
     Raises:
         DataError: Missing, not a CSV, a missing or doubled column, a line of another length.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DataError(f"{path}: neither a file nor a folder; expected a CSV file.")
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             lines = csv.reader(stream, strict=True)
@@ -228,6 +230,8 @@ class _connect:
 
 
 def _head(path: Path) -> bytes:
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: not a GeoPackage, nor a file.")
     with path.open("rb") as stream:
         return stream.read(len(_SQLITE_MAGIC))
 

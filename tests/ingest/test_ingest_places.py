@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import time
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -106,6 +107,41 @@ def test_stopped_while_the_old_cube_is_removed(
         fh.ingest(cube=path, **options)  # type: ignore[arg-type]
     assert same_tree(cube, fresh)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.zarr", "fresh.zarr"]
+
+
+def test_pipes_and_devices_are_no_files(files: PatchFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Opening a pipe would wait for ever, reading a device would fill the memory."""
+    path = files.files["DEM_ELEV"][files.patch_ids[2]]
+    config = write_train_config(tmp_path / "config", files)
+    path.unlink()
+    os.mkfifo(path)
+    arguments = ["--root", files.folder, "--cube", tmp_path / "c.zarr"]
+    code, shown = failure(capsys, "ingest", *arguments)
+    assert (code, f"DataError: no such file: {path}" in shown) == (1, True)
+    assert fh.ingest(root=files.folder, cube=tmp_path / "c.zarr", on_error="skip").skipped == (
+        ("DEM_ELEV", files.patch_ids[2], f"{path}: no such file."),
+    )
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    code, shown = failure(capsys, "ingest", *arguments, "--overwrite")
+    assert (code, f"DataError: no such file: {path}" in shown) == (1, True)
+    dates = files.mtd_folder / "GLOBAL_SENTINEL1-ASC_MTD_DATES.gpkg"
+    dates.unlink()
+    os.mkfifo(dates)
+    code, shown = failure(capsys, "ingest", *arguments, "--on-error", "skip", "--overwrite")
+    assert (code, f"DataError: {dates}: not a GeoPackage, nor a file" in shown) == (1, True)
+    place = "paths.train_csv=/dev/zero"
+    code, shown = failure(capsys, "ingest", "--config", config, "--set", place, "--cube", tmp_path / "d.zarr")
+    assert (code, "DataError: /dev/zero: neither a file nor a folder; expected a CSV file." in shown) == (1, True)
+
+
+def test_hidden_files_are_ignored(files: PatchFiles, tmp_path: Path) -> None:
+    path = files.files["DEM_ELEV"][files.patch_ids[2]]
+    path.with_name(f"._{path.name}").write_text("of a Mac")
+    with zipfile.ZipFile(files.folder / "D012-2019_SPOT_RGBI.zip", "w") as archive:
+        archive.writestr(f"__MACOSX/D012-2019_SPOT_RGBI/AF/._{path.name}", b"of a Mac")
+    report = fh.ingest(root=files.folder, cube=tmp_path / "c.zarr")
+    assert (report.n_files, len(report.modalities)) == (16, 4)
 
 
 def rewritten(change: Callable[[str], str], **encoding: str) -> Callable[[Path], None]:
