@@ -49,6 +49,7 @@ def open_area(path: Path, roi: str | None, names: tuple[str, ...] | None = None)
     Raises:
         CubeError: There is no such cube, region or modality.
     """
+    path = path.absolute()
     return open_zone_cube(path) if roi is None else open_roi_zone(path, roi, names)
 
 

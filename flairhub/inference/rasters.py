@@ -31,7 +31,7 @@ class RasterSource:
 
     Attributes:
         name: Modality or quality-mask name.
-        path: GeoTIFF, VRT mosaic, or cube.
+        path: GeoTIFF, VRT mosaic, or cube; absolute, because workers may run elsewhere.
         geobox: Its own grid.
         n_bands: Bands per date, or of the image.
         n_dates: Number of dates; 0 for images.
@@ -107,7 +107,7 @@ def describe_raster(path: Path, name: str, key: str) -> RasterSource:
     stats = [file.stat() for file in files]
     return RasterSource(
         name=name,
-        path=str(path),
+        path=str(path.absolute()),
         geobox=geobox,
         n_bands=count,
         n_dates=0,

@@ -194,7 +194,7 @@ def write_zone(
     if extras.stores_confidence:
         arrays |= {confidence_array(task.label): 1 for task in ref.tasks}
     store = BlockStore(
-        str(target.work_folder / "blocks.zarr"),
+        str((target.work_folder / "blocks.zarr").absolute()),
         plan.row_edges,
         plan.col_edges,
         arrays,

@@ -82,6 +82,8 @@ class Cluster:
     def __init__(self, client: Any):
         self.client, self.address = client, client.scheduler.address
         client.run(count_loads)
+        # Elsewhere than the one who asks: relative paths are the asker's.
+        client.run(os.chdir, "/")
 
     def pids(self) -> list[int]:
         return list(self.client.run(os.getpid).values())
@@ -156,11 +158,37 @@ def test_cluster_gives_the_same_bytes_and_loads_the_model_once_per_worker(
     assert list(loads.values()) == [[str(bundle)], [str(bundle)]]
 
 
-def test_cluster_reads_a_zone_cube(yaml_path: Path, tmp_path: Path, serial: dict[str, bytes], cluster: Cluster) -> None:
-    ingest_zone(open_zone(yaml_path), cube=tmp_path / "zone.zarr")
-    config = load_zonal_config(yaml_path, [f"output_path={tmp_path / 'out'}", f"cube={tmp_path / 'zone.zarr'}"])
-    run_zonal(config, scheduler=cluster.address)
+def test_cluster_reads_a_zone_cube(
+    yaml_path: Path,
+    tmp_path: Path,
+    serial: dict[str, bytes],
+    cluster: Cluster,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ingest_zone(open_zone(yaml_path), cube="zone.zarr")
+    run_zonal(load_zonal_config(yaml_path, ["output_path=out", "cube=zone.zarr"]), scheduler=cluster.address)
     assert maps_of(tmp_path / "out") == serial
+
+
+def test_cluster_reads_files_by_relative_paths(
+    made: MadeZone,
+    yaml_path: Path,
+    tmp_path: Path,
+    serial: dict[str, bytes],
+    cluster: Cluster,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(made.folder)
+    keys = {
+        "AERIAL_RGBI.input_img_path": "AERIAL_RGBI.tif",
+        "SENTINEL2_TS.input_img_path": "SENTINEL2_TS.tif",
+        "SENTINEL2_TS.dates_txt": "SENTINEL2_TS.txt",
+        "SENTINEL2_TS.filter_clouds_img_path": "SENTINEL2_MSK-SC.tif",
+    }
+    changes = [f"output_path={tmp_path}", *(f"modalities.{key}={value}" for key, value in keys.items())]
+    run_zonal(load_zonal_config(yaml_path, changes), scheduler=cluster.address)
+    assert maps_of(tmp_path) == serial
 
 
 def killing(pids: list[int], at: int) -> Callable[[str, int, int], None]:
