@@ -367,6 +367,10 @@ def test_ctrl_c_ends_after_the_running_windows_and_the_same_command_continues(
             assert time.monotonic() - sent < 4
             assert out.count("windows") <= 2, "a block has up to 9 windows, two were running"
     assert process.returncode == 130, err
+    deadline = time.monotonic() + 20
+    while any(session(entry.pid) == process.pid for entry in psutil.process_iter()):
+        assert time.monotonic() < deadline, "a worker outlives its run"
+        time.sleep(0.05)
     lines = [line for line in err.splitlines() if line]
     assert len(lines) == 1
     assert lines[0].startswith("Interrupted. ")
@@ -376,6 +380,13 @@ def test_ctrl_c_ends_after_the_running_windows_and_the_same_command_continues(
     result: ZonalResult = run_zonal(configured(yaml_path, tmp_path))
     assert 0 < result.n_blocks - result.n_computed <= n_done + 1
     assert maps_of(tmp_path) == serial
+
+
+def session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0
 
 
 def start(seconds: float, arguments: list[str]) -> subprocess.Popen[str]:
