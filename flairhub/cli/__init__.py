@@ -75,8 +75,9 @@ def main(args: list[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt) as error:
-        # A second Ctrl-C would find an interpreter that is shutting down.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if args is None:
+            # The process ends: a second Ctrl-C would find an interpreter that is shutting down.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         # click turns Ctrl-C into an Abort; a command may have said how to continue.
         how = [str(one) for one in (error, error.__cause__) if isinstance(one, KeyboardInterrupt) and one.args]
         click.echo(" ".join(["Interrupted.", *how]), err=True)

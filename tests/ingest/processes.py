@@ -88,7 +88,7 @@ def start(files: PatchFiles, cube: Path, *arguments: object, fault: str = "", li
 
 def start_afresh(files: PatchFiles, cube: Path, *arguments: object, fault: str = "") -> subprocess.Popen[str]:
     """Like `start`, in a new interpreter: for runs that start workers of their own."""
-    code = "import sys; from flairhub.cli import main; main(sys.argv[1:])"
+    code = "from flairhub.cli import main; main()"
     # A session of its own: a signal to its group reaches its workers and nobody else.
     return subprocess.Popen(
         [sys.executable, "-c", code, *_arguments(files, cube, arguments)],
