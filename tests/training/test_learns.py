@@ -41,7 +41,6 @@ def test_inputs_matter_in_the_expected_order(tmp_path: Path) -> None:
     worst = {key: min(values) for key, values in found.items()}
     best = {key: max(values) for key, values in found.items()}
     shown = {" ".join(key): np.round(values, 3).tolist() for key, values in found.items()}
-    print(shown)
     assert worst["season", CROP] > best["aerial", CROP] + 0.15, shown
     assert worst["aerial", LAND] > best["season", LAND] + 0.1, shown
     for task in (LAND, CROP):
