@@ -112,7 +112,8 @@ def test_four_files_that_stand_alone(name):
 def test_zonal(path):
     config = load_zonal_config(path)
     assert config == load_config(path)
-    assert config.is_bundle == (path.stem == "bundle")
+    assert config.is_bundle == (path.stem in {"bundle", "roi"})
+    assert (config.cube is not None) == (path.stem == "roi")
 
 
 @pytest.mark.parametrize("name", ["lc_a", "lc_l"])
