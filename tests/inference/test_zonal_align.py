@@ -10,6 +10,8 @@ from zone_makers import X_MIN, Y_MAX, fake_model, make_zone, write_raster
 
 from flairhub.errors import ZoneError
 from flairhub.inference import RasterRequest, build_zone, predict_zone
+from flairhub.inference.zone import zone_of_cube
+from flairhub.ingest import ingest_zone
 from flairhub.prepare import ImagePreparation
 
 AERIAL = {"AERIAL_RGBI": ImagePreparation()}
@@ -93,6 +95,11 @@ def test_other_extents_and_grids_are_resampled(tmp_path: Path) -> None:
     assert (found[40:] == 255).all()
     assert (found[:, 50:] == 255).all()
     np.testing.assert_array_equal(found, predict_zone(zone, model)["class"].values)
+    # A zone cube keeps what was resampled, and where it reaches.
+    ingest_zone(zone, cube=tmp_path / "zone.zarr")
+    sizes = {"window_px": 16, "margin_px": 0}
+    cube = zone_of_cube(tmp_path / "zone.zarr", None, ["AERIAL_RGBI", "SPOT_RGBI"], **sizes)
+    np.testing.assert_array_equal(found, predict_zone(cube, model)["class"].values)
 
 
 def test_another_crs(tmp_path: Path) -> None:
