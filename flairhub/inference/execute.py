@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -125,13 +125,16 @@ def _replaced(client: Any, workers: int) -> int:
 @contextmanager
 def quiet_distributed() -> Iterator[None]:
     """Keep the comings and goings of workers out of the log; what fails comes back as the job's result."""
-    log = logging.getLogger("distributed")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
+    # dask gives some of its loggers a level and a handler of their own.
+    logs = [logging.getLogger(name) for name in ("distributed", "distributed.client")]
+    levels = [log.level for log in logs]
     try:
+        for log in logs:
+            log.setLevel(logging.CRITICAL)
         yield
     finally:
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
 
 
 @contextmanager
@@ -142,7 +145,7 @@ def _client_of(address: str) -> Iterator[Any]:
         client = Client(address, timeout=CONNECT_TIMEOUT_S)
     except (OSError, ValueError) as error:
         raise UsageError(f"scheduler: no dask scheduler answers at {address} ({error}).") from None
-    with client:
+    with quiet_distributed(), client:
         try:
             client.wait_for_workers(1, timeout=CONNECT_TIMEOUT_S)
         except TimeoutError:
@@ -222,8 +225,15 @@ def _attempt(function: Callable[[Any], Any], job: Any) -> Any:
 
 
 def _is_lost(future: Future[Any]) -> bool:
-    """True when dask gave a job up because too many workers died that had it."""
-    return type(future.exception()).__name__ == "KilledWorker"
+    """True when dask gave a job up because too many workers died that had it.
+
+    Raises:
+        ZoneError: The scheduler itself is gone.
+    """
+    try:
+        return type(future.exception()).__name__ == "KilledWorker"
+    except CancelledError:
+        raise ZoneError("the dask scheduler has gone away. Finished blocks are kept; start it and run again.") from None
 
 
 def _lost_error(job: Any) -> ZoneError:

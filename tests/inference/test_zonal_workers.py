@@ -300,6 +300,21 @@ def test_worker_that_dies_again_and_again_is_reported() -> None:
     assert submitted == [(0, 1)] * execute.LOST_AT_MOST
 
 
+def test_a_lost_scheduler_is_reported() -> None:
+    """dask cancels what a scheduler had that does not come back."""
+    from concurrent.futures import Future
+
+    class Gone:
+        def submit(self, function: Any, job: Any) -> Any:
+            future: Future[Any] = Future()
+            future.cancel()
+            future.set_running_or_notify_cancel()
+            return future
+
+    with pytest.raises(ZoneError, match=r"the dask scheduler has gone away. Finished blocks are kept"):
+        list(execute.run_jobs(execute.Workers(Gone(), 1), print, [(0, 1)]))  # type: ignore[arg-type]
+
+
 def test_a_run_without_workers_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not before some time: workers of a cluster may come back."""
     from concurrent.futures import Future
