@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -30,6 +30,9 @@ LOOK_EVERY_S = 5
 
 WITHOUT_WORKERS_S = 120
 """How long a run waits for a worker when there is none."""
+
+CLOSE_TIMEOUT_S = 30
+"""How long local workers may take to end."""
 
 CONNECT_TIMEOUT_S = 20
 """How long a scheduler may take to answer, and to have its first worker."""
@@ -98,9 +101,8 @@ def _local_client(workers: int) -> Iterator[Any]:
     """Start worker processes; scheduler, dashboard and workers are reached from this machine only."""
     from distributed import Client, LocalCluster
 
-    with (
-        quiet_distributed(),
-        LocalCluster(
+    with quiet_distributed():
+        cluster = LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
             processes=True,
@@ -108,10 +110,14 @@ def _local_client(workers: int) -> Iterator[Any]:
             dashboard_address="127.0.0.1:0",
             memory_limit=0,
             preload=["flairhub.inference.preload"],
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
+        )
+        try:
+            with Client(cluster) as client:
+                yield client
+        finally:
+            # What is computed is on disk: nobody waits for a worker that does not go; it ends with this process.
+            with suppress(TimeoutError):
+                cluster.close(timeout=CLOSE_TIMEOUT_S)
 
 
 def _replaced(client: Any, workers: int) -> int:
