@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "flairhub"
 FLOORS = {
     "errors": 0,
     "progress": 0,
+    "workers": 0,
     "modalities": 1,
     "tasks": 1,
     "timeseries": 2,

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
 from flairhub.errors import FlairhubError, UsageError, ZoneError
+from flairhub.workers import local_client, quiet_distributed
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -30,9 +30,6 @@ LOOK_EVERY_S = 5
 
 WITHOUT_WORKERS_S = 120
 """How long a run waits for a worker when there is none."""
-
-CLOSE_TIMEOUT_S = 30
-"""How long local workers may take to end."""
 
 CONNECT_TIMEOUT_S = 20
 """How long a scheduler may take to answer, and to have its first worker."""
@@ -84,7 +81,7 @@ def job_workers(workers: int, scheduler: str | None) -> Iterator[Workers]:
             pool.shutdown(wait=True, cancel_futures=True)
         return
     if scheduler == "processes":
-        with _local_client(workers) as client:
+        with local_client(workers) as client:
             yield Workers(client.get_executor(pure=False), workers, living=partial(_replaced, client, workers))
         return
     if "://" not in str(scheduler):
@@ -96,51 +93,12 @@ def job_workers(workers: int, scheduler: str | None) -> Iterator[Workers]:
         yield Workers(client.get_executor(pure=False), slots, living=lambda: len(client.nthreads()))
 
 
-@contextmanager
-def _local_client(workers: int) -> Iterator[Any]:
-    """Start worker processes; scheduler, dashboard and workers are reached from this machine only."""
-    from distributed import Client, LocalCluster
-
-    with quiet_distributed():
-        cluster = LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            memory_limit=0,
-            preload=["flairhub.inference.preload"],
-        )
-        try:
-            with Client(cluster) as client:
-                yield client
-        finally:
-            # What is computed is on disk: nobody waits for a worker that does not go; it ends with this process.
-            with suppress(TimeoutError):
-                cluster.close(timeout=CLOSE_TIMEOUT_S)
-
-
 def _replaced(client: Any, workers: int) -> int:
     """Have worker processes that could not be started again replaced; return how many there are."""
     living = len(client.nthreads())
     if living < workers:
         client.cluster.scale(workers)
     return living
-
-
-@contextmanager
-def quiet_distributed() -> Iterator[None]:
-    """Keep the comings and goings of workers out of the log; what fails comes back as the job's result."""
-    # dask gives some of its loggers a level and a handler of their own.
-    logs = [logging.getLogger(name) for name in ("distributed", "distributed.client")]
-    levels = [log.level for log in logs]
-    try:
-        for log in logs:
-            log.setLevel(logging.CRITICAL)
-        yield
-    finally:
-        for log, level in zip(logs, levels, strict=True):
-            log.setLevel(level)
 
 
 @contextmanager

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 from flairhub.errors import FlairhubError, UsageError
 from flairhub.ingest.job import Job, JobResult
 from flairhub.ingest.jobs import run_job
+from flairhub.workers import local_client
 
 logger = logging.getLogger(__name__)
 
@@ -124,70 +123,16 @@ def _submitted(
 
 
 @contextmanager
-def _quiet_distributed() -> Iterator[None]:
-    """Keep a local cluster's comings and goings out of the log; what fails comes back as the job's result."""
-    log = logging.getLogger("distributed")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
-
-
-@contextmanager
-def _interrupts_later() -> Iterator[None]:
-    """Hold Ctrl-C back while workers start or end, so that it finds all of them or none.
-
-    Processes and threads that start meanwhile never see it: the one that started them ends them.
-    """
-    held: list[int] = []
-    here = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGINT, lambda number, _: held.append(number)) if here else None
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if here:
-            signal.signal(signal.SIGINT, handler)
-    if held:
-        raise KeyboardInterrupt
-
-
-@contextmanager
 def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
-    from multiprocessing import resource_tracker
-
-    from distributed import Client, LocalCluster
-
-    if scheduler:
-        try:
-            client = Client(scheduler, timeout=CONNECT_TIMEOUT_S)
-        except (OSError, ValueError) as error:
-            raise UsageError(f"scheduler {scheduler}: cannot be reached: {error}.") from error
-        with client:
+    if not scheduler:
+        with local_client(workers) as client:
             yield client
         return
-    opened: list[Any] = []
-    with _quiet_distributed():
-        try:
-            # Its start would unblock the signal again.
-            resource_tracker.ensure_running()
-            with _interrupts_later():
-                cluster = LocalCluster(
-                    n_workers=workers,
-                    threads_per_worker=1,
-                    processes=True,
-                    host="127.0.0.1",
-                    dashboard_address="127.0.0.1:0",
-                    memory_limit=0,
-                    preload=["flairhub.ingest.preload"],
-                )
-                opened.append(cluster)
-                opened.append(Client(cluster))
-            yield opened[-1]
-        finally:
-            with _interrupts_later():
-                for one in reversed(opened):
-                    one.close()
+    from distributed import Client
+
+    try:
+        client = Client(scheduler, timeout=CONNECT_TIMEOUT_S)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"scheduler {scheduler}: cannot be reached: {error}.") from error
+    with client:
+        yield client

@@ -27,6 +27,7 @@ from flairhub.inference.run import ZonalResult
 from flairhub.ingest import ingest_zone
 from flairhub.prepare import ImagePreparation
 from flairhub.timeseries import CloudFilter, SeriesPreparation
+from flairhub.workers import local_client
 
 PREPARATIONS: Mapping[str, Any] = {
     "AERIAL_RGBI": ImagePreparation((1, 2, 3), None, "custom", (50.0, 51.0, 52.0), (20.0, 21.0, 22.0)),
@@ -115,7 +116,7 @@ def cluster() -> Iterator[Cluster]:
     """Local processes as `--scheduler processes` starts them; their scheduler's address serves as any other's."""
     own = psutil.Process()
     before, known = listening([own]), {child.pid for child in own.children(recursive=True)}
-    with execute._local_client(2) as client:
+    with local_client(2) as client:
         cluster = Cluster(client)
         fresh = [child for child in own.children(recursive=True) if child.pid not in known]
         cluster.places = listening([own, *fresh]) - before
