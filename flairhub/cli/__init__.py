@@ -51,7 +51,7 @@ def cli(ctx: click.Context, verbose: bool, debug: bool) -> None:
     """Multi-sensor Earth observation data to land-cover and crop maps.
 
     \b
-    Try it on a small made data set (a few minutes):
+    Try it on a small made data set (two to three minutes):
       flairhub demo
     """
     logging.basicConfig(

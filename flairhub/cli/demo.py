@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def command(folder: Path, seed: int, data_only: bool, overwrite: bool) -> None:
     """Make a small data set and take it through every step: ingest, train, score, map.
 
-    Everything goes to FOLDER (default ./flairhub-demo). A few minutes on two cores, no GPU, no network.
+    Everything goes to FOLDER (default ./flairhub-demo). Two to three minutes on two cores, no GPU, no network.
 
     \b
     Examples:
@@ -40,7 +40,7 @@ def command(folder: Path, seed: int, data_only: bool, overwrite: bool) -> None:
         return
     from flairhub.demo.run import run_demo
 
-    error_console.print("Making data, training and mapping: a few minutes on two cores.")
+    error_console.print("Making data, training and mapping: two to three minutes on two cores.")
     with progress_bar() as progress:
         result = run_demo(folder, seed=seed, overwrite=overwrite, progress=progress)
     console.print(_scores(result))

@@ -45,7 +45,7 @@ class DemoPlan:
     roi_grid: tuple[int, int] = (5, 6)
     zone_grid: tuple[int, int] = (6, 8)
     arch: str = "test_resnet-segformer"
-    epochs: int = 9
+    epochs: int = 8
     batch_size: int = 8
 
     def __post_init__(self) -> None:
