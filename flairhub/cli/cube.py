@@ -133,12 +133,12 @@ def _row(cube: Cube, name: str) -> tuple[str, ...]:
     import numpy as np
 
     from flairhub.cube.cube import is_local
+    from flairhub.cube.shards import folder_bytes
 
     reader, facts = cube.array(name), cube.info(name)
     size = ""
     if is_local(cube.path):
-        files = [file for file in (Path(cube.path) / name).rglob("*") if file.is_file()]
-        size = f"{sum(file.stat().st_size for file in files) / 2**20:.2f}"
+        size = f"{folder_bytes(Path(cube.path) / name) / 2**20:.2f}"
     dates = ""
     if "time" in reader.dims:
         series = cube.series(name)
@@ -165,6 +165,7 @@ def _show_zone(path: Path) -> None:
     from rich.table import Table
 
     from flairhub.cli.console import console
+    from flairhub.cube.shards import folder_bytes
     from flairhub.cube.zone import open_zone_cube
     from flairhub.geo import crs_name
 
@@ -176,7 +177,6 @@ def _show_zone(path: Path) -> None:
     shown = Table("modality", "shape", "dtype", "m/px", "chunk px", "shard px", "no data", "MiB", "dates")
     for name, layer in cube.layers.items():
         tiling = cube.arrays[f"{name}/data"].tiling
-        n_bytes = sum(file.stat().st_size for file in (path / name).rglob("*") if file.is_file())
         nodata = ["mask"] if layer.has_mask else []
         shown.add_row(
             name,
@@ -186,7 +186,7 @@ def _show_zone(path: Path) -> None:
             str(tiling.chunk_px),
             str(tiling.shard_px),
             ", ".join([*nodata, *([] if layer.nodata is None else [f"{layer.nodata:g}"])]),
-            f"{n_bytes / 2**20:.2f}",
+            f"{folder_bytes(path / name) / 2**20:.2f}",
             "" if layer.dates is None else f"{layer.dates.min()} .. {layer.dates.max()}",
         )
     (console if console.is_terminal else Console(width=_PIPED_WIDTH)).print(shown)

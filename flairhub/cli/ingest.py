@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
 from flairhub.errors import FlairhubError, UsageError
+
+if TYPE_CHECKING:
+    from flairhub.ingest import IngestReport, ZoneIngestReport
 
 
 @click.command()
@@ -118,16 +122,7 @@ def command(
             shard=shard,
             progress=progress,
         )
-    if report.already_complete:
-        console.print(f"{report.cube}: complete already, nothing to do.", soft_wrap=True, markup=False)
-    else:
-        reused = f", {report.n_reused} from an earlier run" if report.n_reused else ""
-        console.print(
-            f"{report.cube}: {report.n_patches} patches, {len(report.modalities)} modalities, {report.n_jobs} shards"
-            f"{reused}, {report.n_bytes / 2**20:.1f} MiB in {report.seconds:.1f} s.",
-            soft_wrap=True,
-            markup=False,
-        )
+    _show(report, f"{report.n_patches} patches, {len(report.modalities)} modalities, ")
     for name, patch_id, reason in report.skipped:
         console.print(f"skipped {name} {patch_id}: {reason}", soft_wrap=True, markup=False)
     if report.skipped:
@@ -155,7 +150,7 @@ def _refuse_patch_options(names: tuple[str, ...]) -> None:
 def _ingest_zone(
     zone_path: Path, overrides: tuple[str, ...], cube: Path | None, overwrite: bool, workers: int | None, codec: str
 ) -> None:
-    from flairhub.cli.console import console, progress_bar
+    from flairhub.cli.console import progress_bar
     from flairhub.config import load_zonal_config
     from flairhub.inference import open_zone
     from flairhub.ingest import ingest_zone
@@ -168,13 +163,16 @@ def _ingest_zone(
     zone = open_zone(config, all_masks=True)
     with progress_bar() as progress:
         report = ingest_zone(zone, cube=cube, overwrite=overwrite, workers=workers or 2, codec=codec, progress=progress)
-    if report.already_complete:
-        console.print(f"{report.cube}: complete already, nothing to do.", soft_wrap=True, markup=False)
-        return
-    reused = f", {report.n_reused} from an earlier run" if report.n_reused else ""
-    console.print(
-        f"{report.cube}: {', '.join(layer.name for layer in report.layers)}; {report.n_jobs} shards{reused}, "
-        f"{report.n_bytes / 2**20:.1f} MiB in {report.seconds:.1f} s. Map it with `--set cube={cube}`.",
-        soft_wrap=True,
-        markup=False,
-    )
+    _show(report, f"{', '.join(layer.name for layer in report.layers)}; ", f" Map it with `--set cube={cube}`.")
+
+
+def _show(report: IngestReport | ZoneIngestReport, held: str, hint: str = "") -> None:
+    """Say what was written, or that there was nothing to do."""
+    from flairhub.cli.console import console
+
+    text = "complete already, nothing to do."
+    if not report.already_complete:
+        reused = f", {report.n_reused} from an earlier run" if report.n_reused else ""
+        size = f"{report.n_bytes / 2**20:.1f} MiB in {report.seconds:.1f} s."
+        text = f"{held}{report.n_jobs} shards{reused}, {size}{hint}"
+    console.print(f"{report.cube}: {text}", soft_wrap=True, markup=False)

@@ -166,6 +166,11 @@ def to_disk(paths: Iterable[Path]) -> None:
             pass
 
 
+def folder_bytes(folder: Path) -> int:
+    """Return the size of all files of a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

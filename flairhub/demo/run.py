@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flairhub.confusion import confusion_matrix, strict_scores
+from flairhub.cube.shards import folder_bytes
 from flairhub.demo.configs import IGNORED_COSIA
 from flairhub.demo.dataset import DemoData, make_demo_data
 from flairhub.demo.pictures import draw_pictures, read_raster
@@ -124,7 +125,7 @@ def run_demo(
         metrics=trained.metrics_path,
         pictures=pictures,
         seconds=seconds,
-        sizes={"files": _size(data.data), "cube": report.n_bytes, "all": _size(data.folder)},
+        sizes={"files": folder_bytes(data.data), "cube": report.n_bytes, "all": folder_bytes(data.folder)},
     )
 
 
@@ -223,7 +224,3 @@ def score(matrix: NDArray[np.int64], ignored: tuple[int, ...]) -> TaskScore:
         chance_accuracy=float(share.max()),
         n_classes=int(present.sum()),
     )
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,21 +35,6 @@ class CubeSource(Protocol):
 
 _OPEN: OrderedDict[Any, ZoneCube | RoiZone] = OrderedDict()
 _GUARD = threading.Lock()
-
-
-def open_area(path: Path, roi: str | None, names: tuple[str, ...] | None = None) -> ZoneCube | RoiZone:
-    """Open a zone cube, or with `roi` a region of interest of a patch cube.
-
-    Args:
-        path: The cube.
-        roi: Region of interest.
-        names: Modalities of the region that are needed; None = all.
-
-    Raises:
-        CubeError: There is no such cube, region or modality.
-    """
-    path = path.absolute()
-    return open_zone_cube(path) if roi is None else open_roi_zone(path, roi, names)
 
 
 def cube_stamp(area: ZoneCube | RoiZone) -> tuple[int, int]:
@@ -85,11 +69,11 @@ def same_dates(source: CubeSource) -> bool:
 def _opened(source: CubeSource) -> ZoneCube | RoiZone:
     """Return the open cube of a source; a process opens it once."""
     # Of a region only what is read is laid out: another modality of it may have trouble of its own.
-    names = (source.name,) if source.roi else None
-    key = source.path, source.roi, source.stamp, names
+    name = source.name if source.roi else None
+    key = source.path, source.roi, source.stamp, name
     with _GUARD:
         if key not in _OPEN:
-            _OPEN[key] = open_area(Path(source.path), source.roi or None, names)
+            _OPEN[key] = open_zone_cube(source.path) if name is None else open_roi_zone(source.path, source.roi, [name])
             while len(_OPEN) > _MOST_OPEN:
                 _OPEN.popitem(last=False)
         _OPEN.move_to_end(key)

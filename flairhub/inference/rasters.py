@@ -137,14 +137,12 @@ def read_region(
     Raises:
         DataError: The pixels cannot be read; the message names the file.
     """
-    row_index = mirrored(*rows, source.geobox.height)
-    col_index = mirrored(*cols, source.geobox.width)
-    row0, col0 = int(row_index.min()), int(col_index.min())
-    row1, col1 = int(row_index.max()) + 1, int(col_index.max()) + 1
+    row_index, own_rows = _stored(rows, source.geobox.height)
+    col_index, own_cols = _stored(cols, source.geobox.width)
     reader = _read_file if source.driver not in CUBES else read_cube
-    values, mask = reader(source, (row0, row1), (col0, col1))
+    values, mask = reader(source, own_rows, own_cols)
     if not (_is_run(row_index) and _is_run(col_index)):
-        pick = np.ix_(row_index - row0, col_index - col0)
+        pick = np.ix_(row_index, col_index)
         values = values[..., pick[0], pick[1]]
         mask = None if mask is None else mask[pick]
     return values, mask
@@ -157,11 +155,10 @@ def read_dated(source: RasterSource, rows: tuple[int, int], cols: tuple[int, int
     """
     if source.driver != ROI_VIEW or not source.n_dates:
         return None
-    row_index = mirrored(*rows, source.geobox.height)
-    col_index = mirrored(*cols, source.geobox.width)
-    row0, col0 = int(row_index.min()), int(col_index.min())
-    dated = cube_dated(source, (row0, int(row_index.max()) + 1), (col0, int(col_index.max()) + 1))
-    return None if dated is None else dated[:, (row_index - row0)[:, None], (col_index - col0)[None, :]]
+    row_index, own_rows = _stored(rows, source.geobox.height)
+    col_index, own_cols = _stored(cols, source.geobox.width)
+    dated = cube_dated(source, own_rows, own_cols)
+    return None if dated is None else dated[:, row_index[:, None], col_index[None, :]]
 
 
 def _read_file(
@@ -202,6 +199,13 @@ def _read_warped(dataset: Any, source: RasterSource, window: Window) -> tuple[ND
     with rasterio.open(colourless_vrt(dataset), driver="VRT") as plain, WarpedVRT(plain, **options) as warped:
         bands = list(range(1, dataset.count + 1))
         return warped.read(bands, window=window), warped.read(dataset.count + 1, window=window) > 0
+
+
+def _stored(span: tuple[int, int], length: int) -> tuple[NDArray[np.int64], tuple[int, int]]:
+    """Which stored rows (or columns) a mirrored region needs: its places in the range, and the range."""
+    index = mirrored(*span, length)
+    first = int(index.min())
+    return index - first, (first, int(index.max()) + 1)
 
 
 def _is_run(positions: NDArray[np.int64]) -> bool:

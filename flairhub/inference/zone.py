@@ -13,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flairhub.cube import open_cube
+from flairhub.cube.roi_zone import RoiZone, open_roi_zone
+from flairhub.cube.zone import ZoneCube, open_zone_cube
 from flairhub.cube.zone_spec import ZoneLayer, ZoneRaster
 from flairhub.errors import ZoneError
 from flairhub.geo import ALIGNMENT_TOLERANCE_PX, GeoBox, crs_name, same_crs
 from flairhub.inference.align import warped_onto
-from flairhub.inference.cubes import ROI_VIEW, ZONE_CUBE, cube_stamp, open_area, same_dates
+from flairhub.inference.cubes import ROI_VIEW, ZONE_CUBE, cube_stamp, same_dates
 from flairhub.inference.dates import read_dates
 from flairhub.inference.rasters import RasterSource, describe_raster, read_region
 from flairhub.inference.resample import output_length, output_ratio
@@ -206,11 +208,12 @@ def zone_of_cube(
     ordered = sorted(names, key=INPUTS.index)
     masks = {name: MODALITIES[name].quality_mask for name in ordered if name not in without_mask}
     if roi is not None:
-        held = open_cube(path).modalities
-        _check_held(path, ordered, held)
-        area = open_area(path, roi, tuple(name for name in (*ordered, *masks.values()) if name in held))
+        cube = open_cube(path.absolute())
+        _check_held(path, ordered, cube.modalities)
+        wanted = [name for name in (*ordered, *masks.values()) if name in cube.modalities]
+        area: RoiZone | ZoneCube = open_roi_zone(cube, roi, wanted)
     else:
-        area = open_area(path, None)
+        area = open_zone_cube(path)
         _check_held(path, ordered, area.layers)
     stamp = cube_stamp(area)
     found = {layer.name: _source_of_layer(layer, area.path, roi, stamp) for layer in area.layers.values()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,8 +11,6 @@ from flairhub.errors import FlairhubError, UsageError
 from flairhub.ingest.job import Job, JobResult
 from flairhub.ingest.jobs import run_job
 from flairhub.workers import local_client
-
-logger = logging.getLogger(__name__)
 
 JOBS_PER_WORKER = 2
 """Jobs handed out ahead per worker: enough to keep it busy, few enough to keep memory flat."""

@@ -15,7 +15,7 @@ import numpy as np
 from flairhub.cube.codecs import require_little_endian
 from flairhub.cube.cube import open_cube
 from flairhub.cube.faults import reach
-from flairhub.cube.shards import to_disk
+from flairhub.cube.shards import folder_bytes, to_disk
 from flairhub.cube.spec import FORMAT_VERSION
 from flairhub.cube.template import GroupResult, create_store, finish_store, root_attributes, sweep
 from flairhub.errors import CubeError, DataError, FlairhubError, OutputExistsError, UsageError
@@ -245,7 +245,7 @@ class _Run:
             n_reused=self._reused,
             skipped=tuple(skipped_patches(self._plan.jobs, self._done)),
             max_skipped=max_skipped,
-            n_bytes=sum(file.stat().st_size for file in self._path.rglob("*") if file.is_file()),
+            n_bytes=folder_bytes(self._path),
             seconds=time.perf_counter() - started,
             already_complete=already_complete,
         )

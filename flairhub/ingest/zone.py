@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -20,7 +16,7 @@ from numpy.typing import NDArray
 
 from flairhub.cube.codecs import ChunkCodec, require_little_endian
 from flairhub.cube.faults import reach
-from flairhub.cube.shards import ShardWriter
+from flairhub.cube.shards import ShardWriter, folder_bytes, to_disk
 from flairhub.cube.template import root_attributes, set_status, sweep
 from flairhub.cube.zone import open_zone_cube
 from flairhub.cube.zone_spec import (
@@ -38,11 +34,10 @@ from flairhub.cube.zone_spec import (
 )
 from flairhub.cube.zone_template import create_zone_store
 from flairhub.errors import OutputExistsError, UsageError
+from flairhub.ingest.job import digest
 from flairhub.ingest.journal import Entry, Journal
 from flairhub.ingest.target import make_place, writing
 from flairhub.progress import Progress, silent
-
-logger = logging.getLogger(__name__)
 
 STAGE = "ingest zone"
 
@@ -128,9 +123,8 @@ def ingest_zone(
         if not complete:
             run.work(workers)
             run.finish()
-    n_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     seconds = time.perf_counter() - started
-    return ZoneIngestReport(path, layers, len(run.jobs), run.n_reused, n_bytes, seconds, complete)
+    return ZoneIngestReport(path, layers, len(run.jobs), run.n_reused, folder_bytes(path), seconds, complete)
 
 
 def _plan(rasters: Sequence[ZoneRaster], codec: str) -> str:
@@ -151,8 +145,7 @@ def _plan(rasters: Sequence[ZoneRaster], codec: str) -> str:
             "source": dict(raster.facts),
         }
         rows.append(facts)
-    text = json.dumps({"format": ZONE_FORMAT, "codec": codec, "rasters": rows}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return digest({"format": ZONE_FORMAT, "codec": codec, "rasters": rows})
 
 
 class _Run:
@@ -263,18 +256,9 @@ def _write_shard(store: Path, job: _Job, codec: str) -> dict[str, tuple[int, int
                 for kind, chain in chains.items():
                     values = None if chunk is None else chunk[kind]
                     writers[kind].add(None if values is None else chain.encode_parts(values))
-    for name in names.values():
-        _to_disk(store / name)
+    # So that no journal line outlives its files when the power fails.
+    to_disk(store / name for name in names.values())
     return {names[kind]: (writer.length, writer.checksum) for kind, writer in writers.items()}
-
-
-def _to_disk(path: Path) -> None:
-    """Have a file on disk, so that no journal line outlives it when the power fails."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _key(layer: ZoneLayer, kind: str, tiling: Tiling, shard: int) -> str:
