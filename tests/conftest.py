@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import settings
-from makers import PatchFiles, make_patch_files
+
+from tests.helpers.makers import PatchFiles, make_patch_files
 
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)

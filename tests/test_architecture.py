@@ -19,6 +19,7 @@ FLOORS = {
     "timeseries": 2,
     "confusion": 2,
     "geo": 2,
+    "validity": 2,
     "prepare": 3,
     "config": 4,
     "cube": 5,

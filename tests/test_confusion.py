@@ -12,7 +12,7 @@ from flairhub.confusion import confusion_matrix, published_report, strict_report
 from flairhub.errors import DataError
 from flairhub.tasks import default_task
 
-GOLDEN = Path(__file__).parent / "data" / "metrics.json"
+GOLDEN = Path(__file__).parent / "golden" / "metrics.json"
 
 
 def brute_force_matrix(truth: np.ndarray, prediction: np.ndarray, n: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from flairhub.timeseries import (
     prepare_series,
 )
 
-GOLDEN = np.load(Path(__file__).parent / "data/golden/timeseries.npz")
+GOLDEN = np.load(Path(__file__).parent / "golden" / "timeseries.npz")
 CASES = ("a", "b", "dense")
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
-from config_values import train_values, zonal_values
+
+from tests.helpers.config_values import train_values, zonal_values
 
 
 @pytest.fixture

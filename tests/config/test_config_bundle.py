@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from config_values import COSIA, LPIS
 
 from flairhub.config import with_bundle, zonal_config_from_dict
 from flairhub.errors import ConfigError
 from flairhub.prepare import ImagePreparation
 from flairhub.tasks import default_task
 from flairhub.timeseries import CloudFilter, SeriesPreparation
+from tests.helpers.config_values import COSIA, LPIS
 
 S2 = "SENTINEL2_TS"
 BUNDLE: dict[str, Any] = {

@@ -6,7 +6,6 @@ import random
 
 import numpy as np
 import pytest
-from config_values import train_values, zonal_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +23,7 @@ from flairhub.modalities import INPUTS
 from flairhub.prepare import ImagePreparation
 from flairhub.tasks import default_task
 from flairhub.timeseries import CloudFilter, SeriesPreparation
+from tests.helpers.config_values import train_values, zonal_values
 
 BANDS = tuple(range(1, 11))
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from config_values import train_values
 
 from flairhub.config import load_train_config, train_config_from_dict
 from flairhub.config.support import NOT_YET, NotYet
 from flairhub.errors import ConfigError
+from tests.helpers.config_values import train_values
 
 KNOWN = "AERIAL_RGBI, AERIAL-RLT_PAN, DEM_ELEV, SPOT_RGBI, SENTINEL2_TS, SENTINEL1-ASC_TS, SENTINEL1-DESC_TS"
 NEEDS_CSV = "required because tasks.{} is true (or give paths.cube, a cube that knows its splits)."

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from config_values import train_values, zonal_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +22,7 @@ from flairhub.config import (
 )
 from flairhub.config.yaml_file import parse_yaml
 from flairhub.errors import ConfigError
+from tests.helpers.config_values import train_values, zonal_values
 
 scalars = st.one_of(
     st.none(),

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import yaml
-from config_values import zonal_values
 
 from flairhub.config import load_zonal_config, zonal_config_from_dict
 from flairhub.errors import ConfigError
+from tests.helpers.config_values import zonal_values
 
 GONE = object()
 WITH_FILE = "with a weights file (a bundle folder as model_weights would know it)."

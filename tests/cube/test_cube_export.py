@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from makers import PatchFiles, make_patch_files
 
 import flairhub as fh
 from flairhub.cli import main
 from flairhub.cube.export import export_patch, export_roi
 from flairhub.errors import CubeError, OutputExistsError
 from flairhub.modalities import MODALITIES
+from tests.helpers.makers import PatchFiles, make_patch_files
 
 
 @pytest.fixture(scope="module")

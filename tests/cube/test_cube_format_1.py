@@ -1,8 +1,8 @@
 """A store that was written when format 1 was new: every later version must read it.
 
-`tests/data/cube-format-1/cube.zarr` is never written again. `values.npz` holds what its source files held, taken before
-they were ingested: `<MODALITY>/<patch id>` (series (time, band, y, x)), `dates/<MODALITY>/<patch id>` (days since
-1970-01-01), `patch_id`, `split`, `origin`. The monthly means below were worked out from those by hand of numpy.
+`tests/golden/cube-format-1/cube.zarr` is never written again. `values.npz` holds what its source files held, taken
+before they were ingested: `<MODALITY>/<patch id>` (series (time, band, y, x)), `dates/<MODALITY>/<patch id>` (days
+since 1970-01-01), `patch_id`, `split`, `origin`. The monthly means below were worked out from those by hand of numpy.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from flairhub.cube.verify import verify
 from flairhub.modalities import MODALITIES
 from flairhub.timeseries import CloudFilter
 
-FOLDER = Path(__file__).parents[1] / "data" / "cube-format-1"
+FOLDER = Path(__file__).parents[1] / "golden" / "cube-format-1"
 PATH = FOLDER / "cube.zarr"
 NAMES = (
     "AERIAL_RGBI",

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from makers import PatchFiles, write_train_config
 
 import flairhub as fh
 from flairhub.config import load_train_config
 from flairhub.cube.verify import verify
 from flairhub.errors import CubeError, UsageError
 from flairhub.modalities import MODALITIES
+from tests.helpers.makers import PatchFiles, write_train_config
 
 
 @pytest.fixture(scope="module")

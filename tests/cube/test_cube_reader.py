@@ -13,7 +13,6 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from makers import PatchFiles, make_patch_files
 
 import flairhub as fh
 from flairhub.cube import backends
@@ -22,6 +21,7 @@ from flairhub.cube.shards import ShardWriter
 from flairhub.cube.spec import PRESETS, codec_for
 from flairhub.errors import CubeError, UsageError
 from flairhub.modalities import LABELS, MODALITIES
+from tests.helpers.makers import PatchFiles, make_patch_files
 
 
 @pytest.fixture(scope="module")

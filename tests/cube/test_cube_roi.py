@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import rasterio
 import rioxarray  # noqa: F401  (registers .rio)
-from makers import PatchFiles, make_patch_files
 
 import flairhub as fh
 from flairhub.errors import CubeError
 from flairhub.modalities import MODALITIES
+from tests.helpers.makers import PatchFiles, make_patch_files
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_the_transform_is_that_of_the_north_west_patch(cube: fh.cube.Cube, files
 
 
 def test_two_images_of_one_day_are_both_kept(tmp_path: Path, make_cube: Callable[..., Path]) -> None:
-    from makers import date_entry, write_dates
+    from tests.helpers.makers import date_entry, write_dates
 
     files = make_patch_files(tmp_path, n_rois=1, rows=1, cols=2, modalities=["SENTINEL1-ASC_TS"])
     first, second = files.patch_ids

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from zone_makers import X_MIN, Y_MAX, fake_model, make_zone, write_raster
 
 from flairhub.errors import ZoneError
 from flairhub.inference import RasterRequest, build_zone, predict_zone
 from flairhub.inference.zone import zone_of_cube
 from flairhub.ingest import ingest_zone
 from flairhub.prepare import ImagePreparation
+from tests.helpers.zone_makers import X_MIN, Y_MAX, fake_model, make_zone, write_raster
 
 AERIAL = {"AERIAL_RGBI": ImagePreparation()}
 

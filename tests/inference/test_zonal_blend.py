@@ -9,7 +9,6 @@ import torch
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zone_makers import FakeModel, fake_model, make_zone, write_raster
 
 from flairhub.inference import Style, predict_zone
 from flairhub.inference.blend import touching, weights_of
@@ -18,6 +17,7 @@ from flairhub.models import NetworkSpec, build_network
 from flairhub.prepare import ImagePreparation
 from flairhub.tasks import default_task
 from flairhub.timeseries import SeriesPreparation
+from tests.helpers.zone_makers import FakeModel, fake_model, make_zone, write_raster
 
 AERIAL = {"AERIAL_RGBI": ImagePreparation()}
 ALL = ("class", "confidence", "probabilities")

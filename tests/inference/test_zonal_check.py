@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundle_makers import make_bundle, write_zonal_config
-from zone_makers import MadeZone, make_zone, write_raster
 
 from flairhub.cli import main
 from flairhub.config import load_zonal_config
@@ -19,6 +17,8 @@ from flairhub.inference.values import compare_values
 from flairhub.models import Network
 from flairhub.prepare import ImagePreparation
 from flairhub.timeseries import SeriesPreparation
+from tests.helpers.bundle_makers import make_bundle, write_zonal_config
+from tests.helpers.zone_makers import MadeZone, make_zone, write_raster
 
 NORMAL = ImagePreparation((1, 2, 3), None, "custom", (20.0, 50.0, 90.0), (10.0, 10.0, 10.0))
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from zone_makers import SmallField, fake_model, made_dates, make_zone, whole_area_logits, whole_area_map, write_raster
 
 from flairhub.errors import UsageError
 from flairhub.inference import predict_zone
@@ -22,6 +21,15 @@ from flairhub.modalities import MODALITIES
 from flairhub.prepare import ImagePreparation
 from flairhub.tasks import default_task
 from flairhub.timeseries import CloudFilter, SeriesPreparation, prepare_series
+from tests.helpers.zone_makers import (
+    SmallField,
+    fake_model,
+    made_dates,
+    make_zone,
+    whole_area_logits,
+    whole_area_map,
+    write_raster,
+)
 
 AERIAL = {"AERIAL_RGBI": ImagePreparation((4, 1, 2))}
 ALL = {

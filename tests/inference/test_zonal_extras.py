@@ -13,10 +13,8 @@ import geopandas
 import numpy as np
 import pytest
 import rasterio
-from bundle_makers import make_bundle, write_zonal_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zone_makers import fake_model, make_zone, write_raster
 
 from flairhub.cli import main
 from flairhub.errors import ConfigError, UsageError
@@ -25,6 +23,8 @@ from flairhub.inference import Extras, predict_zone, run_zonal, write_zone
 from flairhub.inference.polygons import Polygons, trace, write_polygons
 from flairhub.prepare import ImagePreparation
 from flairhub.tasks import default_task
+from tests.helpers.bundle_makers import make_bundle, write_zonal_config
+from tests.helpers.zone_makers import fake_model, make_zone, write_raster
 
 AERIAL = {"AERIAL_RGBI": ImagePreparation()}
 TASK = default_task("AERIAL_LABEL-COSIA")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import rasterio
 from rasterio.errors import RasterioError
-from zone_makers import write_raster
 
 from flairhub.inference.handles import MAX_OPEN, borrowed, close_all
 from flairhub.inference.rasters import describe_raster, read_region
+from tests.helpers.zone_makers import write_raster
 
 
 def bytes_read() -> int:

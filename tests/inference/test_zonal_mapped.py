@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from zone_makers import fake_model, make_zone
 
 from flairhub.errors import UsageError, ZoneError
 from flairhub.inference import block_template, predict_block_dataset, predict_zone
 from flairhub.prepare import ImagePreparation
 from flairhub.timeseries import SeriesPreparation
+from tests.helpers.zone_makers import fake_model, make_zone
 
 AERIAL = {"AERIAL_RGBI": ImagePreparation()}
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import rasterio
 from rasterio.enums import ColorInterp
-from zone_makers import fake_model, make_zone, whole_area_logits, whole_area_map, write_raster
 
 from flairhub.errors import OutputExistsError, UsageError
 from flairhub.inference import predict_zone, write_zone
@@ -19,6 +18,7 @@ from flairhub.inference.outputs import map_name
 from flairhub.inference.resample import output_length
 from flairhub.prepare import ImagePreparation
 from flairhub.tasks import default_task
+from tests.helpers.zone_makers import fake_model, make_zone, whole_area_logits, whole_area_map, write_raster
 
 AERIAL = {"AERIAL_RGBI": ImagePreparation()}
 COSIA, LPIS = "AERIAL_LABEL-COSIA", "ALL_LABEL-LPIS"

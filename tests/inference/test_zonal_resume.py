@@ -10,13 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import killed_run
 import pytest
 import zarr
 
 from flairhub.errors import OutputExistsError, UsageError, ZoneError
 from flairhub.inference import work as work_module
 from flairhub.inference.work import BlockRecord, BlockStore, Work
+from tests.helpers import killed_run
 
 WORK = ".map.unfinished"
 
@@ -35,7 +35,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 
 def start(folder: Path, seconds: float) -> subprocess.Popen[str]:
     """Start a run in another process; `seconds` per call of its network."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, str(Path(killed_run.__file__)), str(folder), str(seconds)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 

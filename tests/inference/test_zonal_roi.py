@@ -10,10 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
-from bundle_makers import make_bundle, write_zonal_config
-from makers import PatchFiles, date_entry, make_patch_files
-from makers import write_dates as write_gpkg
-from zone_makers import MadeZone, fake_model, write_dates, write_raster
 
 from flairhub.cli import main
 from flairhub.config import load_zonal_config
@@ -23,6 +19,10 @@ from flairhub.ingest import ingest, ingest_zone
 from flairhub.modalities import INPUTS, MODALITIES
 from flairhub.prepare import ImagePreparation
 from flairhub.timeseries import CloudFilter, SeriesPreparation
+from tests.helpers.bundle_makers import make_bundle, write_zonal_config
+from tests.helpers.makers import PatchFiles, date_entry, make_patch_files
+from tests.helpers.makers import write_dates as write_gpkg
+from tests.helpers.zone_makers import MadeZone, fake_model, write_dates, write_raster
 
 ROI = "AF-S1-27"
 PREPARATIONS: Mapping[str, Any] = {

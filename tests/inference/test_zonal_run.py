@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from bundle_makers import ARCH, make_bundle, write_zonal_config
-from zone_makers import MadeZone, fake_model, make_zone
 
 from flairhub.cli import main
 from flairhub.config import load_zonal_config
@@ -23,6 +21,8 @@ from flairhub.inference import open_zone, predict_zone, run_zonal, zone_model
 from flairhub.models import load_model
 from flairhub.prepare import ImagePreparation
 from flairhub.timeseries import CloudFilter, SeriesPreparation
+from tests.helpers.bundle_makers import ARCH, make_bundle, write_zonal_config
+from tests.helpers.zone_makers import MadeZone, fake_model, make_zone
 
 NORMAL = ImagePreparation((1, 2, 3), None, "custom", (50.0, 51.0, 52.0), (20.0, 21.0, 22.0))
 SERIES = SeriesPreparation((1, 3, 4, 9), average="monthly")

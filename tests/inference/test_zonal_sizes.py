@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zone_makers import fake_model, make_zone, whole_area_map
 
 from flairhub.config import load_zonal_config
 from flairhub.errors import ConfigError
@@ -18,6 +17,7 @@ from flairhub.inference import Style, open_zone, predict_zone
 from flairhub.inference.forward import window_outputs
 from flairhub.modalities import MODALITIES
 from flairhub.prepare import ImagePreparation
+from tests.helpers.zone_makers import fake_model, make_zone, whole_area_map
 
 PIPELINES = Path(__file__).parents[2] / "pipelines" / "zonal"
 

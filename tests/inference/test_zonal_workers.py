@@ -14,10 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import rasterio
-import slow_zonal
-from bundle_makers import make_bundle, write_zonal_config
 from click.testing import CliRunner
-from zone_makers import MadeZone, make_zone
 
 from flairhub.cli import cli
 from flairhub.config import load_zonal_config
@@ -28,6 +25,9 @@ from flairhub.ingest import ingest_zone
 from flairhub.prepare import ImagePreparation
 from flairhub.timeseries import CloudFilter, SeriesPreparation
 from flairhub.workers import local_client
+from tests.helpers import slow_zonal
+from tests.helpers.bundle_makers import make_bundle, write_zonal_config
+from tests.helpers.zone_makers import MadeZone, make_zone
 
 PREPARATIONS: Mapping[str, Any] = {
     "AERIAL_RGBI": ImagePreparation((1, 2, 3), None, "custom", (50.0, 51.0, 52.0), (20.0, 21.0, 22.0)),

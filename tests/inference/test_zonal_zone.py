@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from zone_makers import X_MIN, Y_MAX, fake_model, made_values, make_zone, write_raster
 
 from flairhub.errors import DataError, UsageError, ZoneError
 from flairhub.inference import predict_zone
 from flairhub.inference.dates import read_dates
 from flairhub.prepare import ImagePreparation
 from flairhub.timeseries import CloudFilter, SeriesPreparation
+from tests.helpers.zone_makers import X_MIN, Y_MAX, fake_model, made_values, make_zone, write_raster
 
 BOTH = {"AERIAL_RGBI": 1, "SPOT_RGBI": 8}
 

@@ -18,10 +18,8 @@ import pytest
 import rasterio
 import xarray as xr
 import zarr
-from bundle_makers import make_bundle, write_zonal_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zone_makers import MadeZone, fake_model, make_zone, write_raster
 
 import flairhub as fh
 from flairhub.cli import main
@@ -32,6 +30,8 @@ from flairhub.ingest import ingest_zone
 from flairhub.modalities import INPUTS
 from flairhub.prepare import ImagePreparation
 from flairhub.timeseries import CloudFilter, SeriesPreparation
+from tests.helpers.bundle_makers import make_bundle, write_zonal_config
+from tests.helpers.zone_makers import MadeZone, fake_model, make_zone, write_raster
 
 RATIOS = {
     "AERIAL_RGBI": 1,

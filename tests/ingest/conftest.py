@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import dask
-import processes
 import pytest
-from breaking import NAMES, SIZES, copy_files
-from makers import PatchFiles, make_patch_files
+
+from tests.helpers import processes
+from tests.helpers.breaking import NAMES, SIZES, copy_files
+from tests.helpers.makers import PatchFiles, make_patch_files
 
 
 @pytest.fixture(scope="session")

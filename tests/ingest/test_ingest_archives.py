@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from comparisons import assert_equals_files
-from makers import PatchFiles, make_patch_files, write_train_config
 
 import flairhub as fh
 from flairhub.config import load_train_config
@@ -18,6 +16,8 @@ from flairhub.errors import DataError
 from flairhub.ingest import archives
 from flairhub.ingest.archives import MemberPath, list_members, read_member
 from flairhub.modalities import MODALITIES
+from tests.helpers.comparisons import assert_equals_files
+from tests.helpers.makers import PatchFiles, make_patch_files, write_train_config
 
 NAMES = ("AERIAL_RGBI", "DEM_ELEV", "SENTINEL2_TS", "SENTINEL2_MSK-SC", "AERIAL-RLT_PAN", "AERIAL_LABEL-COSIA")
 

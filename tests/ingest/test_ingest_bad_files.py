@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from breaking import NAMES, bomb, dem, label, moved, rewrite, set_dates, south_up, sparse, truncate, vrt
-from commands import failure
-from makers import PatchFiles
 from rasterio.transform import from_origin
 
 import flairhub as fh
 from flairhub.cube.verify import verify
+from tests.helpers.breaking import NAMES, bomb, dem, label, moved, rewrite, set_dates, south_up, sparse, truncate, vrt
+from tests.helpers.commands import failure
+from tests.helpers.makers import PatchFiles
 
 TWO = np.zeros((2, 16, 16), dtype=np.float32)
 FILE = r"D012-2019_DEM_ELEV_AF-S1-27_4-9\.tif: "

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from breaking import NAMES, set_dates
-from commands import failure
-from makers import PatchFiles, write_train_config
 
 import flairhub as fh
 from flairhub.config import load_train_config
 from flairhub.errors import DataError
+from tests.helpers.breaking import NAMES, set_dates
+from tests.helpers.commands import failure
+from tests.helpers.makers import PatchFiles, write_train_config
 
 
 def edit_csv(files: PatchFiles, old: str, new: str, split: str = "train") -> None:

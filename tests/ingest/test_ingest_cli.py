@@ -6,9 +6,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from breaking import NAMES
-from commands import failure, run_command
-from makers import PatchFiles, write_train_config
+
+from tests.helpers.breaking import NAMES
+from tests.helpers.commands import failure, run_command
+from tests.helpers.makers import PatchFiles, write_train_config
 
 
 def test_command_line(files: PatchFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from breaking import bomb, label, rewrite, truncate
-from commands import failure
-from comparisons import same_tree
-from makers import PatchFiles, make_patch_files, write_patch, write_train_config
 from rasterio.transform import from_origin
 
 import flairhub as fh
 from flairhub.config import load_train_config
 from flairhub.errors import DataError, UsageError
 from flairhub.ingest.origins import Origins
+from tests.helpers.breaking import bomb, label, rewrite, truncate
+from tests.helpers.commands import failure
+from tests.helpers.comparisons import same_tree
+from tests.helpers.makers import PatchFiles, make_patch_files, write_patch, write_train_config
 
 
 def test_where_modalities_disagree_the_majority_is_right_in_any_order(files: PatchFiles, tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from comparisons import same_tree
-from makers import PatchFiles, make_patch_files
-from processes import run, start
 
 import flairhub as fh
 from flairhub.errors import CubeError
 from flairhub.ingest.journal import Journal
+from tests.helpers.comparisons import same_tree
+from tests.helpers.makers import PatchFiles, make_patch_files
+from tests.helpers.processes import run, start
 
 NAMES = ("AERIAL_RGBI", "SENTINEL1-ASC_TS")
 POINTS = (

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from makers import PatchFiles, make_patch_files
+
+from tests.helpers.makers import PatchFiles, make_patch_files
 
 PEAK = """
 import sys

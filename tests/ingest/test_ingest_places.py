@@ -13,15 +13,15 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from commands import failure, run_command
-from comparisons import same_tree
-from makers import PatchFiles, write_train_config
-from processes import start_afresh
 
 import flairhub as fh
 from flairhub.errors import CubeError, DataError
 from flairhub.ingest import target
 from flairhub.ingest.lock import writer_lock
+from tests.helpers.commands import failure, run_command
+from tests.helpers.comparisons import same_tree
+from tests.helpers.makers import PatchFiles, write_train_config
+from tests.helpers.processes import start_afresh
 
 ONE = ("--modality", "DEM_ELEV")
 

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from comparisons import same_tree
-from makers import PatchFiles, make_patch_files
 
 import flairhub as fh
 from flairhub.errors import CubeError, OutputExistsError, UsageError
@@ -21,6 +19,8 @@ from flairhub.ingest.job import JobResult
 from flairhub.ingest.jobs import run_job
 from flairhub.ingest.journal import Journal
 from flairhub.ingest.lock import writer_lock
+from tests.helpers.comparisons import same_tree
+from tests.helpers.makers import PatchFiles, make_patch_files
 
 NAMES = ("AERIAL_RGBI", "SENTINEL2_TS", "ALL_LABEL-LPIS")
 

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from breaking import rewrite, set_dates
-from commands import run_command
-from comparisons import same_tree
-from makers import PatchFiles
 from rasterio.transform import from_origin
 
 from flairhub.ingest.job import JobResult
 from flairhub.ingest.journal import Journal
+from tests.helpers.breaking import rewrite, set_dates
+from tests.helpers.commands import run_command
+from tests.helpers.comparisons import same_tree
+from tests.helpers.makers import PatchFiles
 
 N_SHARDS, N_AGAIN = 16, 2
 """Shards of one patch each, and shards that are done again because their patch lies elsewhere."""

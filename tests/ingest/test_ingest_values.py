@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from comparisons import assert_equals_files
-from makers import PatchFiles, make_patch_files, write_patch, write_train_config
 
 import flairhub as fh
 from flairhub.config import load_train_config
 from flairhub.errors import DataError
 from flairhub.modalities import MODALITIES
 from flairhub.timeseries import CloudFilter, SeriesPreparation, average_series, keep_dates, prepare_series
+from tests.helpers.comparisons import assert_equals_files
+from tests.helpers.makers import PatchFiles, make_patch_files, write_patch, write_train_config
 
 
 def test_from_a_folder(patch_files: PatchFiles, make_cube: Callable[..., Path]) -> None:

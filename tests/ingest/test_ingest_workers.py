@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import dask
-import dying
 import psutil
 import pytest
-from comparisons import assert_equals_files, same_tree
-from makers import PatchFiles, make_patch_files
-from processes import start_afresh
 
 import flairhub as fh
 from flairhub.errors import CubeError, DataError, UsageError
 from flairhub.ingest import execute
+from tests.helpers import dying
+from tests.helpers.comparisons import assert_equals_files, same_tree
+from tests.helpers.makers import PatchFiles, make_patch_files
+from tests.helpers.processes import start_afresh
 
 NAMES = ("AERIAL_RGBI", "SENTINEL2_TS", "ALL_LABEL-LPIS")
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import segmentation_models_pytorch as smp
 import torch
-from model_makers import LC, make_batch, make_network, make_spec, relative_error
 
 from flairhub.errors import UsageError
 from flairhub.models import Network
 from flairhub.models.arch import Arch, parse_arch
 from flairhub.models.encoders import Features, level_channels
+from tests.helpers.model_makers import LC, make_batch, make_network, make_spec, relative_error
 
 # Decoders that take tiny encoders, and one encoder of each family for those that do not.
 ARCHS = (

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_makers import CLASSES, LC, make_batch, make_network
 
 from flairhub.errors import OutputExistsError, WeightsError
 from flairhub.modalities import modality
@@ -17,6 +16,7 @@ from flairhub.models.bundle import FORMAT, Preparation
 from flairhub.prepare import ImagePreparation
 from flairhub.tasks import default_task
 from flairhub.timeseries import CloudFilter, SeriesPreparation
+from tests.helpers.model_makers import CLASSES, LC, make_batch, make_network
 
 NAMES = ("AERIAL_RGBI", "SENTINEL2_TS")
 PREPARATIONS: dict[str, Preparation] = {

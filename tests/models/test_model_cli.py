@@ -8,13 +8,13 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner, Result
-from model_makers import GOLDEN, LC, LPIS, golden_batch, golden_cases, golden_state, relative_error
 from safetensors.torch import save_file
-from test_model_spec import train_values
 
 import flairhub as fh
 from flairhub.cli.model import command
 from flairhub.errors import OutputExistsError, WeightsError
+from tests.helpers.model_makers import GOLDEN, LC, LPIS, golden_batch, golden_cases, golden_state, relative_error
+from tests.models.test_model_spec import train_values
 
 CASE = "aerial_resnet18_unet"
 

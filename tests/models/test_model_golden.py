@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from model_makers import GOLDEN, golden_batch, golden_cases, golden_spec, golden_state, relative_error
 from safetensors.torch import save_file
 
 from flairhub.models import Accounting, Network, Output, read_published
+from tests.helpers.model_makers import GOLDEN, golden_batch, golden_cases, golden_spec, golden_state, relative_error
 
 CASES = tuple(golden_cases())
 

@@ -6,7 +6,13 @@ from itertools import combinations
 
 import pytest
 import torch
-from model_makers import (
+
+from flairhub.errors import UsageError
+from flairhub.modalities import INPUTS
+from flairhub.models import Network, NetworkSpec, SeriesOptions
+from flairhub.models.dropout import draw_kept
+from flairhub.models.network import beside_images
+from tests.helpers.model_makers import (
     CHANNELS,
     CLASSES,
     LC,
@@ -17,12 +23,6 @@ from model_makers import (
     make_spec,
     relative_error,
 )
-
-from flairhub.errors import UsageError
-from flairhub.modalities import INPUTS
-from flairhub.models import Network, NetworkSpec, SeriesOptions
-from flairhub.models.dropout import draw_kept
-from flairhub.models.network import beside_images
 
 SUBSETS = [subset for n in range(1, 8) for subset in combinations(INPUTS, n)]
 

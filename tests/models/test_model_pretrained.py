@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from model_makers import LC, make_batch, make_spec
 from safetensors.torch import save_file
 from torch import nn
 
@@ -16,6 +15,7 @@ import flairhub.models.arch as arch_module
 from flairhub.errors import WeightsError
 from flairhub.models import NetworkSpec, build_network, pretrained
 from flairhub.models.pretrained import adapt
+from tests.helpers.model_makers import LC, make_batch, make_spec
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_makers import LC, LPIS, make_batch, make_spec
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from flairhub.errors import WeightsError
 from flairhub.models import Network, NetworkSpec, load_into, load_published, read_published
 from flairhub.models.files import read_tensors
 from flairhub.models.published import resize_table
+from tests.helpers.model_makers import LC, LPIS, make_batch, make_spec
 
 SPEC = make_spec("AERIAL_RGBI", "SENTINEL2_TS", tasks={LC: 19}, aux=("AERIAL_RGBI",))
 

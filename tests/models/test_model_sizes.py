@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from model_makers import make_spec
 
 from flairhub.models import Network, network_parts, published_total
 from flairhub.models.sizes import PUBLISHED, matching_row
+from tests.helpers.model_makers import make_spec
 
 # Millions, two decimals, as measured on the published code.
 MILLIONS = {

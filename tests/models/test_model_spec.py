@@ -6,12 +6,12 @@ import json
 from typing import Any
 
 import pytest
-from model_makers import CLASSES, LC, LPIS
 
 from flairhub.config import train_config_from_dict, zonal_config_from_dict
 from flairhub.errors import UsageError
 from flairhub.modalities import INPUTS
 from flairhub.models import NetworkSpec, SeriesOptions, network_spec
+from tests.helpers.model_makers import CLASSES, LC, LPIS
 
 
 def test_json_round_trip_is_exact() -> None:

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from model_makers import paper_module, relative_error
 from torch import Tensor, nn
 
 from flairhub.errors import UsageError
 from flairhub.models import SeriesOptions
 from flairhub.models.utae import UTAE
+from tests.helpers.model_makers import paper_module, relative_error
 
 SMALL = SeriesOptions((16, 16, 32), (16, 16, 32), (16, 19), n_head=4, d_model=32)
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from makers import PatchFiles, make_patch_files, write_patch, write_train_config
 
 from flairhub.config import TrainConfig, load_train_config
 from flairhub.ingest import ingest
+from tests.helpers.makers import PatchFiles, make_patch_files, write_patch, write_train_config
 
 SIZES = {"AERIAL_RGBI": 32, "SENTINEL2_TS": 8, "SENTINEL2_MSK-SC": 8, "AERIAL_LABEL-COSIA": 32, "ALL_LABEL-LPIS": 32}
 LAND_CLASSES = (0, 6, 12)

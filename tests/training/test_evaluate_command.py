@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from makers import PatchFiles
 
 from flairhub.cli import main
 from flairhub.training import train
 from flairhub.training.raster import read_classes
+from tests.helpers.makers import PatchFiles
 
 CROP = "ALL_LABEL-LPIS"
 Configure = Callable[..., Any]

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from makers import PatchFiles
 
 from flairhub.cube import open_cube
 from flairhub.errors import TrainingError
@@ -15,6 +14,7 @@ from flairhub.models import load_model
 from flairhub.training import losses, train
 from flairhub.training.checkpoints import read_checkpoint
 from flairhub.training.module import SegmentationModule, step_seed
+from tests.helpers.makers import PatchFiles
 
 CROP = "ALL_LABEL-LPIS"
 Configure = Callable[..., Any]

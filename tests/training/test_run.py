@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from makers import PatchFiles
 
 from flairhub.confusion import strict_scores
 from flairhub.cube import open_cube
@@ -27,6 +26,7 @@ from flairhub.models import build_network, load_model
 from flairhub.training import TrainResult, train
 from flairhub.training.checkpoints import read_checkpoint
 from flairhub.training.forward import network_output
+from tests.helpers.makers import PatchFiles
 
 LAND, CROP = "AERIAL_LABEL-COSIA", "ALL_LABEL-LPIS"
 Configure = Callable[..., object]

@@ -14,16 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from separate_run import plain_layers
 
 from flairhub.config import TrainConfig
 from flairhub.models import load_model
 from flairhub.training import TrainResult, run, train
 from flairhub.training.checkpoints import read_checkpoint
+from tests.helpers import separate_run
+from tests.helpers.separate_run import plain_layers
 
 LAND, CROP = "AERIAL_LABEL-COSIA", "ALL_LABEL-LPIS"
 Configure = Callable[..., TrainConfig]
-SCRIPT = Path(__file__).with_name("separate_run.py")
+SCRIPT = Path(separate_run.__file__)
 SERIES: dict[str, Any] = {
     "modalities": {
         "inputs": {"AERIAL_RGBI": False, "SENTINEL2_TS": True},

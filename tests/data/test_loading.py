@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from makers import PatchFiles
-from transforms import deadly, noisy, shuffled
 
 from flairhub.cube import Cube, open_cube
 from flairhub.data import Batch, BatchLoader, Sampler
@@ -17,6 +15,8 @@ from flairhub.errors import DataError, UsageError
 from flairhub.prepare import ImagePreparation
 from flairhub.tasks import default_task
 from flairhub.timeseries import SeriesPreparation
+from tests.helpers.makers import PatchFiles
+from tests.helpers.transforms import deadly, noisy, shuffled
 
 LABEL = "AERIAL_LABEL-COSIA"
 PREPARATIONS = {"AERIAL_RGBI": ImagePreparation(), "SENTINEL2_TS": SeriesPreparation()}

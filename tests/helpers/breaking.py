@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
-from makers import PatchFiles, date_entry, write_dates, write_patch
 from rasterio.transform import from_origin
+
+from tests.helpers.makers import PatchFiles, date_entry, write_dates, write_patch
 
 NAMES = ("AERIAL_RGBI", "DEM_ELEV", "SENTINEL1-ASC_TS", "AERIAL_LABEL-COSIA")
 SIZES = {"AERIAL_RGBI": 16, "DEM_ELEV": 16, "AERIAL_LABEL-COSIA": 16, "SENTINEL1-ASC_TS": 4}

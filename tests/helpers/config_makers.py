@@ -13,7 +13,7 @@ from flairhub.modalities import INPUTS, LABELS, MODALITIES
 from flairhub.tasks import default_task
 
 if TYPE_CHECKING:
-    from makers import PatchFiles
+    from tests.helpers.makers import PatchFiles
 
 
 def write_train_config(folder: Path, dataset: PatchFiles, **changes: Any) -> Path:

@@ -19,7 +19,7 @@ from flairhub.modalities import INPUTS, modality
 from flairhub.models import Network, NetworkSpec, SeriesOptions
 from flairhub.models.encoders import ImageEncoder
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 CHANNELS = dict(zip(INPUTS, (3, 1, 2, 3, 10, 2, 2), strict=True))
 CLASSES = {"AERIAL_LABEL-COSIA": 19, "ALL_LABEL-LPIS": 23}
 LC, LPIS = CLASSES

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import rasterio
-from config_makers import write_train_config
 from rasterio.transform import from_origin
 
 from flairhub.modalities import MODALITIES, Kind, Modality
 from flairhub.tasks import level_sizes
+from tests.helpers.config_makers import write_train_config
 
 __all__ = [
     "CRS",

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from config_makers import write_train_config
-from makers import PatchFiles
 from PIL import Image
 
 from flairhub.cli import main
@@ -26,6 +24,8 @@ from flairhub.report.html import write_html
 from flairhub.tasks import default_task
 from flairhub.training import evaluate
 from flairhub.training.raster import label_grid, prediction_name, write_prediction
+from tests.helpers.config_makers import write_train_config
+from tests.helpers.makers import PatchFiles
 
 LAND = "AERIAL_LABEL-COSIA"
 CHROMIUM = next(

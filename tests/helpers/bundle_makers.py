@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 import yaml
-from zone_makers import MadeZone
 
 from flairhub.modalities import INPUTS, MODALITIES
 from flairhub.models import NetworkSpec, SeriesOptions, build_network, save_bundle
 from flairhub.prepare import ImagePreparation
 from flairhub.tasks import default_task
 from flairhub.timeseries import SeriesPreparation
+from tests.helpers.zone_makers import MadeZone
 
 ARCH = "mobilenetv3_small_050-linknet"
 SERIES = SeriesOptions((8, 8, 8), (8, 8, 8), (8, 19), n_head=4, d_model=16)

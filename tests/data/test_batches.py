@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from makers import PatchFiles, make_patch_files, write_train_config
 
 from flairhub.cube import Cube, open_cube
 from flairhub.data import BatchLoader, prepare_batch
@@ -17,6 +16,7 @@ from flairhub.modalities import INPUTS, MODALITIES
 from flairhub.prepare import ImagePreparation
 from flairhub.tasks import Task, default_task, numbered_classes
 from flairhub.timeseries import CloudFilter, SeriesPreparation
+from tests.helpers.makers import PatchFiles, make_patch_files, write_train_config
 
 MakeCube = Callable[..., Path]
 

@@ -7,11 +7,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from zone_makers import FakeModel, MadeZone, SmallField, fake_model, make_zone
-
 from flairhub.inference import write_zone
 from flairhub.inference.run import ZonalResult
 from flairhub.prepare import ImagePreparation
+from tests.helpers.zone_makers import FakeModel, MadeZone, SmallField, fake_model, make_zone
 
 INPUTS = {"AERIAL_RGBI": ImagePreparation()}
 

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from makers import PatchFiles
+from tests.helpers.makers import PatchFiles
 
 # Importing takes longer than ingesting the small data sets of the tests: a server imports once, and each run is its
 # copy. Modules that start threads when imported are none of these.

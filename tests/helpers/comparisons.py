@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from makers import PatchFiles
 
 import flairhub as fh
 from flairhub.modalities import MODALITIES
+from tests.helpers.makers import PatchFiles
 
 
 def assert_equals_files(cube: fh.cube.Cube, files: PatchFiles, names: tuple[str, ...]) -> None:

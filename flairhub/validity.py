@@ -1,0 +1,75 @@
+"""The one rule that says where pixels hold data; everything that reads pixels calls it, nothing else looks at nodata.
+
+A pixel without data is declared (a nodata value, a mask, an alpha band), not a number (NaN, infinity), or not there at
+all (a hole of a mosaic, a block that was never written). Readers know the first and the last from their files and pass
+them on; this module knows numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Nodata = float | Sequence[float | None] | None
+"""A declared value without meaning: one for all bands, one per band (None = no such value), or none at all."""
+
+
+def valid_pixels(
+    values: NDArray[Any],
+    nodata: Nodata = None,
+    mask: NDArray[np.bool_] | None = None,
+    channels: Sequence[int] | None = None,
+    every_band: bool = False,
+) -> NDArray[np.bool_] | None:
+    """Return where an image, or each date of a series, holds data.
+
+    A floating pixel needs a finite number other than nodata in every band that is used. An integer pixel is without
+    data when all bands that are used hold nodata: a single band may hold that number by chance.
+
+    Args:
+        values: (band, y, x) or (time, band, y, x).
+        nodata: Declared value, of all bands or per band.
+        mask: What else is known, True = data; broadcasts to the result.
+        channels: 1-based bands that are used; None = all.
+        every_band: An integer pixel, too, needs all its bands (heights, of which differences are taken).
+
+    Returns:
+        (y, x) or (time, y, x) bool; None where every pixel holds data.
+    """
+    bands = list(range(values.shape[-3])) if channels is None else [channel - 1 for channel in channels]
+    valid: NDArray[np.bool_] | None = None
+    per_band = [_band_valid(values[..., band, :, :], _nodata_of(nodata, band)) for band in bands]
+    if values.dtype.kind == "f" or every_band:
+        for band_valid in per_band:
+            if band_valid is not None:
+                valid = band_valid if valid is None else valid & band_valid
+    elif per_band and all(band_valid is not None for band_valid in per_band):
+        valid = np.logical_or.reduce([band_valid for band_valid in per_band if band_valid is not None])
+    if mask is not None:
+        shape = values.shape[:-3] + values.shape[-2:]
+        valid = np.broadcast_to(mask, shape) if valid is None else valid & mask
+    return None if valid is None or valid.all() else valid
+
+
+def _nodata_of(nodata: Nodata, band: int) -> float | None:
+    return nodata[band] if isinstance(nodata, Sequence) else nodata
+
+
+def _band_valid(values: NDArray[Any], nodata: float | None) -> NDArray[np.bool_] | None:
+    """Where one band, (..., y, x), holds a number that means something; None = everywhere."""
+    if values.dtype.kind == "f":
+        valid = np.isfinite(values)
+        if nodata is not None and not np.isnan(nodata):
+            # As the file stores it: -3.4e38 written in decimal is another number in float32 than in float64.
+            with np.errstate(over="ignore"):
+                valid &= values != np.asarray(nodata, dtype=values.dtype)
+        return valid
+    if nodata is None or not np.isfinite(nodata) or nodata != np.floor(nodata):
+        return None
+    limits = np.iinfo(values.dtype)
+    if not limits.min <= nodata <= limits.max:
+        return None
+    return values != np.asarray(int(nodata)).astype(values.dtype)
