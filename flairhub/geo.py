@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from flairhub.errors import DataError
+
+if TYPE_CHECKING:
+    from rasterio.transform import Affine
 
 ALIGNMENT_TOLERANCE_PX = 0.01
 """How far grids may be off before they count as different, in pixels of the finer grid."""
@@ -52,6 +58,21 @@ class GeoBox:
     def transform(self) -> tuple[float, float, float, float, float, float]:
         """Affine coefficients (a, b, c, d, e, f) in rasterio's order."""
         return self.x_res, 0.0, self.x_min, 0.0, -self.y_res, self.y_max
+
+    def affine(self) -> Affine:
+        """The same coefficients as rasterio's Affine: (column, row) to (x, y), whole numbers at pixel corners."""
+        from rasterio.transform import Affine
+
+        return Affine(*self.transform)
+
+    def coords(self) -> dict[str, NDArray[np.float64]]:
+        """Centres of the pixels in CRS units: `y` (y,), falling, and `x` (x,), rising.
+
+        Computed as rasterio and rioxarray do, from the pixel's number: adding up steps would add up their rounding.
+        """
+        rows = np.arange(self.height, dtype=np.float64)
+        columns = np.arange(self.width, dtype=np.float64)
+        return {"y": self.y_max - (rows + 0.5) * self.y_res, "x": self.x_min + (columns + 0.5) * self.x_res}
 
     def crop(self, row: int, col: int, height: int, width: int) -> GeoBox:
         """Return the grid of a window, in pixels; it may reach outside."""

@@ -106,3 +106,20 @@ def test_integer_ratio_tolerates_rounding_only() -> None:
     assert integer_ratio(1.6000001, 0.2, 64) == 8
     assert integer_ratio(1.61, 0.2, 64) is None
     assert integer_ratio(0.2, 0.2, 100) == 1
+
+
+def test_centres_come_from_the_number_of_the_pixel() -> None:
+    """A sum of steps would be off by its rounding; the corner of a pixel is half a step away."""
+    box = GeoBox("", 652_000.1, 6_860_000.3, 0.2, 0.4, 50_000, 70_000)
+    coords = box.coords()
+    assert list(coords) == ["y", "x"]
+    assert (coords["y"].shape, coords["x"].shape) == ((50_000,), (70_000,))
+    for row, column in ((0, 0), (1, 2), (49_999, 69_999)):
+        assert coords["x"][column] == 652_000.1 + (column + 0.5) * 0.2
+        assert coords["y"][row] == 6_860_000.3 - (row + 0.5) * 0.4
+
+
+def test_affine_is_what_rasterio_makes_of_the_corner() -> None:
+    from rasterio.transform import from_origin
+
+    assert GeoBox("", 489_000.0, 6_840_000.0, 12.8, 6.4, 3, 2).affine() == from_origin(489_000, 6_840_000, 12.8, 6.4)

@@ -73,11 +73,9 @@ def _create_layer(root: Any, layer: ZoneLayer, codec: str) -> None:
     if layer.dates is not None:
         days = layer.dates.astype("datetime64[D]").astype(np.int32)
         write_table(group, "time", days, ("time",), DAY_ATTRIBUTES)
-    # Computed as rasterio and rioxarray do, from the pixel's number, so that no rounding adds up.
-    y = box.y_max - (np.arange(box.height) + 0.5) * box.y_res
-    x = box.x_min + (np.arange(box.width) + 0.5) * box.x_res
-    write_table(group, "y", y, ("y",), {"axis": "Y", "standard_name": "projection_y_coordinate"})
-    write_table(group, "x", x, ("x",), {"axis": "X", "standard_name": "projection_x_coordinate"})
+    for name, centres in box.coords().items():
+        attributes = {"axis": name.upper(), "standard_name": f"projection_{name}_coordinate"}
+        write_table(group, name, centres, (name,), attributes)
     write_table(group, "spatial_ref", np.array(0), (), _grid_mapping(box))
 
 
@@ -111,9 +109,8 @@ def _grid_mapping(box: GeoBox) -> dict[str, Any]:
     """Attributes of `spatial_ref`: CF, with the two that GDAL and rioxarray read."""
     import rioxarray  # noqa: F401  (registers .rio)
     import xarray as xr
-    from rasterio.transform import Affine
 
-    written = xr.Dataset().rio.write_crs(box.crs_wkt).rio.write_transform(Affine(*box.transform))
+    written = xr.Dataset().rio.write_crs(box.crs_wkt).rio.write_transform(box.affine())
     return {key: _plain(value) for key, value in written["spatial_ref"].attrs.items()}
 
 

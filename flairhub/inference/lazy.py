@@ -15,7 +15,6 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from flairhub.errors import UsageError
-from flairhub.geo import GeoBox
 from flairhub.inference.block import DTYPES, OUTPUTS, MapPlan, plan_map, predict_block
 from flairhub.inference.forward import PLAIN, Output, Style
 from flairhub.inference.network import ModelRef, model_ref
@@ -86,7 +85,7 @@ def predict_zone(
         meta=np.empty((0, 0), dtype=object),
         name=f"predict-{uuid4().hex}",
     )
-    dataset = xr.Dataset(coords=coordinates(zone.output_geobox))
+    dataset = xr.Dataset(coords=zone.output_geobox.coords())
     for task in ref.tasks:
         suffix = "" if len(ref.tasks) == 1 else f"_{task.label}"
         for output in wanted:
@@ -94,7 +93,7 @@ def predict_zone(
             dataset[output + suffix] = xr.Variable(dims, array, _attributes(task, output))
             if len(dims) == 3:
                 dataset = dataset.assign_coords({dims[0]: list(task.names)})
-    return dataset.rio.write_crs(zone.geobox.crs_wkt).rio.write_transform(_affine(zone.output_geobox))
+    return dataset.rio.write_crs(zone.geobox.crs_wkt).rio.write_transform(zone.output_geobox.affine())
 
 
 def _predict_packed(
@@ -126,20 +125,6 @@ def _attributes(task: Any, output: Output) -> dict[str, Any]:
     return attributes | {"_FillValue": 255} if output == "class" else attributes
 
 
-def coordinates(box: GeoBox) -> dict[str, NDArray[Any]]:
-    """Return the centres of the pixels of a grid, CRS units."""
-    return {
-        "y": box.y_max - (np.arange(box.height) + 0.5) * box.y_res,
-        "x": box.x_min + (np.arange(box.width) + 0.5) * box.x_res,
-    }
-
-
-def _affine(box: GeoBox) -> Any:
-    from rasterio.transform import Affine
-
-    return Affine(*box.transform)
-
-
 def zone_tree(zone: Zone, chunk_px: int) -> xr.DataTree:
     """Return the rasters of a zone as a lazy tree; see `Zone.to_xarray`."""
     nodes = {name: _source_dataset(source, zone.dates.get(name), chunk_px) for name, source in zone.sources.items()}
@@ -160,14 +145,14 @@ def _source_dataset(source: RasterSource, dates: NDArray[np.datetime64] | None, 
         meta=np.empty((0,) * len(chunks), dtype=source.dtype),
         name=f"read-{uuid4().hex}",
     )
-    coords: dict[str, Any] = {"band": list(source.band_names), **coordinates(box)}
+    coords: dict[str, Any] = {"band": list(source.band_names), **box.coords()}
     dims: tuple[str, ...] = ("band", "y", "x")
     if dates is not None:
         dims = ("time", *dims)
         coords["time"] = dates.astype("datetime64[ns]")
     attributes = {} if source.nodata is None else {"_FillValue": source.nodata}
     dataset = xr.Dataset({"data": xr.Variable(dims, array, attributes)}, coords=coords)
-    return dataset.rio.write_crs(box.crs_wkt).rio.write_transform(_affine(box))
+    return dataset.rio.write_crs(box.crs_wkt).rio.write_transform(box.affine())
 
 
 def _read_chunk(source: RasterSource, chunk_px: int, block_id: tuple[int, ...] | None = None) -> NDArray[Any]:

@@ -11,7 +11,6 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from rasterio.enums import ColorInterp
-from rasterio.transform import Affine
 from rasterio.windows import Window
 
 from flairhub.errors import ZoneError
@@ -128,7 +127,7 @@ def _write_tiled(spec: MapSpec, store: BlockStore, path: Path, progress: Progres
         "height": spec.geobox.height,
         "width": spec.geobox.width,
         "crs": spec.geobox.crs_wkt,
-        "transform": Affine(*spec.geobox.transform),
+        "transform": spec.geobox.affine(),
         "tiled": True,
         "blockxsize": spec.tile_px,
         "blockysize": spec.tile_px,

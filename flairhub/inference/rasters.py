@@ -12,7 +12,6 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import MaskFlags, Resampling
 from rasterio.errors import RasterioError
-from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
@@ -189,7 +188,7 @@ def _read_warped(dataset: Any, source: RasterSource, window: Window) -> tuple[ND
     smooth = MODALITIES[source.name].is_input and source.ratio != 1
     options: dict[str, Any] = {
         "crs": box.crs_wkt,
-        "transform": Affine(*box.transform),
+        "transform": box.affine(),
         "height": box.height,
         "width": box.width,
         "resampling": Resampling.bilinear if smooth else Resampling.nearest,
