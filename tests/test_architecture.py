@@ -16,6 +16,7 @@ FLOORS = {
     "workers": 0,
     "modalities": 1,
     "tasks": 1,
+    "baselines": 2,
     "timeseries": 2,
     "confusion": 2,
     "geo": 2,

@@ -2,6 +2,7 @@
 
 import pytest
 
+from flairhub.baselines import BASELINES, CHANNELS, find_baseline
 from flairhub.errors import ConfigError, DataError, OutputExistsError, UsageError
 from flairhub.geo import GeoBox, crs_name, geobox_of, integer_ratio, same_crs
 from flairhub.modalities import INPUTS, LABELS, MODALITIES, PATCH_SIZE_M, Kind, modality
@@ -123,3 +124,18 @@ def test_affine_is_what_rasterio_makes_of_the_corner() -> None:
     from rasterio.transform import from_origin
 
     assert GeoBox("", 489_000.0, 6_840_000.0, 12.8, 6.4, 3, 2).affine() == from_origin(489_000, 6_840_000, 12.8, 6.4)
+
+
+def test_every_published_row_has_inputs_of_its_own() -> None:
+    assert len(BASELINES) == len({(row.label, frozenset(row.inputs)) for row in BASELINES}) == 24
+    assert tuple(CHANNELS) == INPUTS
+    for row in BASELINES:
+        assert find_baseline(row.label, reversed(row.inputs)) is row
+        assert row.inputs == tuple(name for name in INPUTS if name in row.inputs)
+        assert list(row.channels) == list(row.inputs)
+    row = find_baseline("AERIAL_LABEL-COSIA", ["SENTINEL2_TS", "AERIAL_RGBI"])
+    assert row is not None
+    assert (row.name, row.millions, row.accuracy, row.miou) == ("LC-D", 93.9, 77.6, 64.7)
+    assert row.aux == ("AERIAL_RGBI", "SENTINEL2_TS")
+    assert row.channels == {"AERIAL_RGBI": 3, "SENTINEL2_TS": 10}
+    assert find_baseline("AERIAL_LABEL-COSIA", ["SENTINEL1-ASC_TS"]) is None

@@ -134,11 +134,12 @@ def _weights_table(path: Path) -> Table:
 
 
 def _published_table() -> Table:
-    from flairhub.models.sizes import PUBLISHED, network_parts, published_total
+    from flairhub.baselines import BASELINES
+    from flairhub.models.sizes import network_parts, published_spec, published_total
 
     table = _new_table("Published networks, millions of parameters", ("Model", "Inputs", "Here", "Published"))
-    for row in PUBLISHED:
-        here = published_total(network_parts(row.spec())) / 1e6
+    for row in BASELINES:
+        here = published_total(network_parts(published_spec(row))) / 1e6
         table.add_row(row.name, ", ".join(row.inputs), f"{here:.2f}", f"{row.millions:.1f}")
     return table
 

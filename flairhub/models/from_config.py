@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from flairhub.baselines import RECIPE
 from flairhub.config.derive import input_preparations, label_tasks
 from flairhub.config.train_schema import TrainConfig
 from flairhub.errors import UsageError
@@ -13,8 +14,6 @@ from flairhub.models.spec import NetworkSpec, SeriesOptions
 
 if TYPE_CHECKING:
     from flairhub.config.zonal_schema import ZonalConfig
-
-PUBLISHED_ARCH = "swin_base_patch4_window12_384-upernet"
 
 
 def network_spec(config: TrainConfig | ZonalConfig, *, sizes: Mapping[str, int] | None = None) -> NetworkSpec:
@@ -40,8 +39,8 @@ def network_spec(config: TrainConfig | ZonalConfig, *, sizes: Mapping[str, int] 
     arch = config.models.monotemp_model.arch if isinstance(config, TrainConfig) else config.monotemp_arch
     if has_images and not arch:
         key = "models.monotemp_model.arch" if training else "monotemp_arch"
-        raise UsageError(f"{key}: missing; image inputs need <encoder>-<decoder>, for example {PUBLISHED_ARCH}.")
-    arch = arch or PUBLISHED_ARCH
+        raise UsageError(f"{key}: missing; image inputs need <encoder>-<decoder>, for example {RECIPE.arch}.")
+    arch = arch or RECIPE.arch
     sizes = {name: size for name, size in (sizes or {}).items() if name in inputs}
     if not isinstance(config, TrainConfig):
         return NetworkSpec(inputs, tasks, arch, sizes)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
+from flairhub.baselines import RECIPE
 from flairhub.errors import UsageError
 from flairhub.modalities import INPUTS, LABELS, modality
 
@@ -92,7 +93,7 @@ class NetworkSpec:
 
     inputs: Mapping[str, int]
     tasks: Mapping[str, int]
-    arch: str = "swin_base_patch4_window12_384-upernet"
+    arch: str = RECIPE.arch
     sizes: Mapping[str, int] = field(default_factory=dict)
     series: SeriesOptions = field(default_factory=SeriesOptions)
     aux: tuple[str, ...] = ()

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flairhub import __version__
+from flairhub.baselines import find_baseline
 from flairhub.errors import DataError, FlairhubError
-from flairhub.report.baselines import find_baseline
 from flairhub.report.confusion import save_confusion
 from flairhub.report.curves import save_curves
 from flairhub.report.examples import example_rows

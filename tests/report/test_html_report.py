@@ -19,7 +19,6 @@ from flairhub.cli import main
 from flairhub.config import load_train_config
 from flairhub.cube import open_cube
 from flairhub.errors import DataError
-from flairhub.report.baselines import BASELINES, find_baseline
 from flairhub.report.html import write_html
 from flairhub.tasks import default_task
 from flairhub.training import evaluate
@@ -182,14 +181,6 @@ def test_folders_without_scores_are_errors(run: Path, tmp_path: Path, capsys: py
     main(["report", str(run), "--output", str(tmp_path / "sub" / "b.html")])
     assert "b.html" in capsys.readouterr().out
     assert (tmp_path / "sub" / "b.html").stat().st_size > 50_000
-
-
-def test_every_published_row_is_found_by_its_inputs() -> None:
-    assert len(BASELINES) == len({(row.label, row.inputs) for row in BASELINES}) == 24
-    for row in BASELINES:
-        assert find_baseline(row.label, row.inputs) is row
-    assert find_baseline(LAND, ["AERIAL_RGBI", "SENTINEL2_TS"]).name == "LC-D"
-    assert find_baseline(LAND, ["SENTINEL1-ASC_TS"]) is None
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
