@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flairhub.errors import DataError, UsageError
+from flairhub.validity import resized
 
 Average = Literal["monthly", "semi-monthly"]
 Fill = Literal["masked", "published"]
@@ -92,14 +93,16 @@ class Series:
     """A prepared series.
 
     Attributes:
-        values: (time, channel, y, x); native dtype, or float32 when averaged.
+        values: (time, channel, y, x); native dtype, or float32 when averaged; 0 where a pixel holds no data.
         offsets: (time,) int32, days to the reference date.
         valid: (time,) bool, False = no observation (masked out by the network).
+        observed: (y, x) bool, where some date holds data; None = everywhere.
     """
 
     values: NDArray[Any]
     offsets: NDArray[np.int32]
     valid: NDArray[np.bool_]
+    observed: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -107,14 +110,16 @@ class Averages:
     """Period means of a series.
 
     Attributes:
-        values: (period, band, y, x) float32; 0 in empty periods.
+        values: (period, band, y, x) float32; 0 in empty periods and where a pixel has no observation.
         offsets: (period,) int32, days from the reference date of the first date's year to mid-period.
         count: (period,) int32, number of dates averaged; 0 = empty.
+        observed: (period, y, x) bool, where a pixel has an observation; None = in all periods that are not empty.
     """
 
     values: NDArray[np.float32]
     offsets: NDArray[np.int32]
     count: NDArray[np.int32]
+    observed: NDArray[np.bool_] | None = None
 
 
 def parse_date(text: str, where: str) -> np.datetime64:
@@ -189,15 +194,22 @@ def day_offsets(dates: NDArray[np.datetime64], ref_date: str) -> NDArray[np.int3
     return np.where(np.isnat(dates), 0, offsets.astype(np.int64)).astype(np.int32)
 
 
-def keep_dates(quality: NDArray[Any], rule: CloudFilter) -> NDArray[np.bool_]:
+def keep_dates(
+    quality: NDArray[Any],
+    rule: CloudFilter,
+    valid: NDArray[np.bool_] | None = None,
+    quality_valid: NDArray[np.bool_] | None = None,
+) -> NDArray[np.bool_]:
     """Decide which dates of one patch or window are clear enough.
 
-    A date is kept when at least (1 - max_frac) of the pixels are clear of cloud and snow. When that keeps no date,
-    snow alone decides.
+    A date is kept when at least (1 - max_frac) of its valid pixels are clear of cloud and snow. When that keeps no
+    date, snow alone decides. A date without a valid pixel is not kept.
 
     Args:
         quality: (time, 2, y, x) snow and cloud probability, percent.
         rule: Thresholds.
+        valid: (time, y, x) where the series holds data, on its own grid; None = everywhere.
+        quality_valid: (time, y, x) where `quality` does; None = everywhere. Elsewhere a pixel is not clear.
 
     Returns:
         (time,) bool. All False when even snow alone leaves no date.
@@ -205,8 +217,18 @@ def keep_dates(quality: NDArray[Any], rule: CloudFilter) -> NDArray[np.bool_]:
     no_snow = quality[:, SNOW_BAND] <= rule.max_snow
     clear = no_snow & (quality[:, CLOUD_BAND] <= rule.max_cloud)
     needed = (1 - rule.max_frac) * clear[0].size if len(clear) else 0
-    keep = clear.sum(axis=(1, 2)) >= needed
-    return keep if keep.any() else no_snow.sum(axis=(1, 2)) >= needed
+    judged: Any = True
+    known = quality_valid
+    if valid is not None:
+        counted = resized(valid, clear.shape[-2:])
+        known = counted if known is None else known & counted
+        sizes = counted.sum(axis=(1, 2))
+        # A date whose few valid pixels fall between those of a coarser quality mask cannot be judged.
+        needed, judged = (1 - rule.max_frac) * sizes, sizes > 0
+    if known is not None:
+        no_snow, clear = no_snow & known, clear & known
+    keep = (clear.sum(axis=(1, 2)) >= needed) & judged
+    return keep if keep.any() else (no_snow.sum(axis=(1, 2)) >= needed) & judged
 
 
 def period_count(average: Average) -> int:
@@ -231,27 +253,51 @@ def _period_of(dates: NDArray[np.datetime64], average: Average) -> NDArray[np.in
     return 2 * month + (day > 15)
 
 
-def average_series(values: NDArray[Any], dates: NDArray[np.datetime64], average: Average, ref_date: str) -> Averages:
-    """Mean of all dates of each calendar period, whatever their year.
+def average_series(
+    values: NDArray[Any],
+    dates: NDArray[np.datetime64],
+    average: Average,
+    ref_date: str,
+    valid: NDArray[np.bool_] | None = None,
+) -> Averages:
+    """Mean of the valid observations of each calendar period, whatever their year, pixel by pixel.
 
     Args:
         values: (time, band, y, x), any numeric dtype.
         dates: (time,) datetime64[D], any order.
         average: `monthly` (12 periods) or `semi-monthly` (24: days 1-15, 16-end).
-        ref_date: `MM-DD`; offsets count from it in the year of the first date.
+        ref_date: `MM-DD`; offsets count from it in the year of the first date that has a valid pixel.
+        valid: (time, y, x) bool, where the dates hold data; None = everywhere.
     """
     if len(values) != len(dates):
         raise DataError(f"{len(values)} images but {len(dates)} dates: every image needs its date.")
+    if valid is not None:
+        values, dates, valid = _used(valid, values, dates, valid)
     periods = period_count(average)
     sums = np.zeros((periods, *values.shape[1:]), dtype=np.float64)
     count = np.zeros(periods, dtype=np.int32)
+    per_pixel = None if valid is None else np.zeros((periods, *valid.shape[1:]), dtype=np.int32)
     # One addition per date in a fixed order: the same bits for a patch, a window, or a whole area.
-    for image, period in zip(values, _period_of(dates, average), strict=True):
-        sums[period] += image
+    for position, period in enumerate(_period_of(dates, average)):
         count[period] += 1
-    sums /= np.maximum(count, 1).reshape(-1, *([1] * (values.ndim - 1)))
+        if valid is None or per_pixel is None:
+            sums[period] += values[position]
+        else:
+            np.add(sums[period], values[position], out=sums[period], where=valid[position])
+            per_pixel[period] += valid[position]
+    if per_pixel is None:
+        sums /= np.maximum(count, 1).reshape(-1, *([1] * (values.ndim - 1)))
+    else:
+        sums /= np.maximum(per_pixel, 1)[:, None]
     year = int(str(dates[0])[:4]) if len(dates) else 2001
-    return Averages(sums.astype(np.float32), period_offsets(average, ref_date, year), count)
+    observed = None if per_pixel is None else per_pixel > 0
+    return Averages(sums.astype(np.float32), period_offsets(average, ref_date, year), count, observed)
+
+
+def _used(valid: NDArray[np.bool_], *arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """Leave out the dates without a valid pixel, which are no observations."""
+    used = valid.any(axis=(1, 2))
+    return arrays if used.all() else tuple(array[used] for array in arrays)
 
 
 def fill_published(averages: Averages) -> Averages:
@@ -265,17 +311,26 @@ def fill_published(averages: Averages) -> Averages:
     has_source = source >= 0
     values[has_source] = averages.values[filled[source[has_source]]]
     offsets[has_source] = averages.offsets[filled[source[has_source]]]
-    return Averages(values, offsets, averages.count)
+    return Averages(values, offsets, averages.count, averages.observed)
 
 
 def series_of_averages(averages: Averages, preparation: SeriesPreparation) -> Series:
     """Turn period means (just computed, or stored in a cube) into a prepared series."""
+    observed = _somewhere(averages.observed)
     if preparation.fill == "published":
         filled = fill_published(averages)
         valid = np.full(len(filled.count), bool(filled.count.any()))
-        return Series(select_channels(filled.values, preparation.channels), filled.offsets, valid)
+        return Series(select_channels(filled.values, preparation.channels), filled.offsets, valid, observed)
     values = select_channels(averages.values, preparation.channels)
-    return Series(values, averages.offsets, averages.count > 0)
+    return Series(values, averages.offsets, averages.count > 0, observed)
+
+
+def _somewhere(valid: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """Where one of several dates or periods, (time, y, x), holds data: (y, x), None = everywhere."""
+    if valid is None:
+        return None
+    observed = np.asarray(valid.any(axis=0))
+    return None if observed.all() else observed
 
 
 def select_channels(values: NDArray[Any], channels: Sequence[int] | None) -> NDArray[Any]:
@@ -303,6 +358,8 @@ def prepare_series(
     dates: NDArray[np.datetime64],
     quality: NDArray[Any] | None,
     preparation: SeriesPreparation,
+    valid: NDArray[np.bool_] | None = None,
+    quality_valid: NDArray[np.bool_] | None = None,
 ) -> Series:
     """Filter, average and select: one raw series to network input.
 
@@ -311,6 +368,9 @@ def prepare_series(
         dates: (time,) datetime64[D].
         quality: (time, 2, y, x) snow and cloud probability; needed when the preparation filters.
         preparation: What to do.
+        valid: (time, y, x) bool, where the dates hold data, judged on all bands; None = everywhere. A date without a
+            valid pixel is left out.
+        quality_valid: (time, y, x) bool, likewise for `quality`.
 
     Returns:
         The prepared series; without any usable date its `valid` holds no True.
@@ -320,14 +380,19 @@ def prepare_series(
     """
     if len(values) != len(dates):
         raise DataError(f"{len(values)} images but {len(dates)} dates: every image needs its date.")
+    keep = np.ones(len(dates), dtype=bool) if valid is None else valid.any(axis=(1, 2))
     if preparation.cloud_filter is not None:
         if quality is None or len(quality) != len(values):
-            found = "none" if quality is None else len(quality)
-            raise DataError(f"the cloud filter needs {len(values)} quality images, found {found}.")
-        keep = keep_dates(quality, preparation.cloud_filter)
-        values, dates = values[keep], dates[keep]
+            result = "none" if quality is None else len(quality)
+            raise DataError(f"the cloud filter needs {len(values)} quality images, found {result}.")
+        keep &= keep_dates(quality, preparation.cloud_filter, valid, quality_valid)
+    if not keep.all():
+        values, dates, valid = values[keep], dates[keep], None if valid is None else valid[keep]
     if preparation.average is not None:
-        averages = average_series(values, dates, preparation.average, preparation.ref_date)
+        averages = average_series(values, dates, preparation.average, preparation.ref_date, valid)
         return series_of_averages(averages, preparation)
+    values = select_channels(values, preparation.channels)
+    if valid is not None and not valid.all():
+        values = np.where(valid[:, None], values, values.dtype.type(0))
     offsets = day_offsets(dates, preparation.ref_date)
-    return Series(select_channels(values, preparation.channels), offsets, np.ones(len(dates), dtype=bool))
+    return Series(values, offsets, np.ones(len(dates), dtype=bool), _somewhere(valid))

@@ -54,6 +54,21 @@ def valid_pixels(
     return None if valid is None or valid.all() else valid
 
 
+def resized(valid: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Return validity on another grid of the same extent: of the pixel under each centre.
+
+    Args:
+        valid: (..., y, x) bool.
+        shape: (height, width) wanted.
+    """
+    if valid.shape[-2:] == tuple(shape):
+        return valid
+    rows, cols = (
+        (2 * np.arange(wanted) + 1) * size // (2 * wanted) for wanted, size in zip(shape, valid.shape[-2:], strict=True)
+    )
+    return valid[..., rows[:, None], cols]
+
+
 def _nodata_of(nodata: Nodata, band: int) -> float | None:
     return nodata[band] if isinstance(nodata, Sequence) else nodata
 

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "flairhub"
 FLOORS = {
     "errors": 0,
     "progress": 0,
+    "validity": 0,
     "workers": 0,
     "modalities": 1,
     "tasks": 1,
@@ -20,7 +21,6 @@ FLOORS = {
     "timeseries": 2,
     "confusion": 2,
     "geo": 2,
-    "validity": 2,
     "prepare": 3,
     "config": 4,
     "cube": 5,

@@ -100,19 +100,25 @@ class Photometric:
     seed: int
     epoch: int
 
-    def apply(self, values: Tensor, name: str, index: NDArray[np.int64]) -> Tensor:
+    def apply(self, values: Tensor, name: str, index: NDArray[np.int64], valid: Tensor | None = None) -> Tensor:
         """Return the changed images.
 
         Args:
             values: (patch, channel, y, x) float32. Not changed.
             name: Modality, which decides the random numbers together with seed, epoch and patch.
             index: (patch,) cube positions.
+            valid: (patch, y, x) bool, pixels that mean and standard deviation are of; None = all.
         """
         number = zlib.crc32(name.encode())
         draws = [_hashed(index, self.seed, self.epoch, number, turn) / 2.0**63 - 1 for turn in (0, 1)]
         shift, stretch = (torch.from_numpy(draw).to(values).view(-1, 1, 1, 1) for draw in draws)
-        mean = values.mean(dim=(1, 2, 3), keepdim=True)
-        deviation = values.std(dim=(1, 2, 3), correction=0, keepdim=True)
+        if valid is None:
+            mean = values.mean(dim=(1, 2, 3), keepdim=True)
+            deviation = values.std(dim=(1, 2, 3), correction=0, keepdim=True)
+        else:
+            holds, size = valid[:, None], values.shape[1] * valid.sum(dim=(1, 2)).clamp(min=1).view(-1, 1, 1, 1)
+            mean = (values * holds).sum(dim=(1, 2, 3), keepdim=True) / size
+            deviation = (((values - mean) * holds).square().sum(dim=(1, 2, 3), keepdim=True) / size).sqrt()
         return mean + (values - mean) * (1 + self.contrast * stretch) + self.brightness * shift * deviation
 
 

@@ -20,6 +20,8 @@ class Batch:
         targets: By task, (patch, y, x) uint8 class indices, 255 = ignore.
         index: (patch,) int64, positions in the cube.
         present: By modality that some patch of the batch lacks, (patch,) bool.
+        valid: By modality of which some patch has pixels without data, (patch, y, x) bool: where images hold data, or
+            some date of a series does. The values of the others mean nothing.
         waited_s: Seconds the consumer was blocked until this batch was ready.
     """
 
@@ -29,6 +31,7 @@ class Batch:
     targets: dict[str, Tensor]
     index: Tensor
     present: dict[str, Tensor] = field(default_factory=dict)
+    valid: dict[str, Tensor] = field(default_factory=dict)
     waited_s: float = 0.0
 
     def __len__(self) -> int:
@@ -47,6 +50,7 @@ class Batch:
             masks=moved(self.masks),
             targets=moved(self.targets),
             present=moved(self.present),
+            valid=moved(self.valid),
         )
 
 
@@ -55,12 +59,14 @@ class PreparedBatch:
     """Network input and truth on one device.
 
     Attributes:
-        inputs: By modality, float32: images (patch, channel, y, x), normalised; series (patch, time, channel, y, x).
+        inputs: By modality, float32: images (patch, channel, y, x), normalised; series (patch, time, channel, y, x); 0
+            where a pixel holds no data.
         dates: By series, (patch, time) int32, days to the reference date.
         masks: By series, (patch, time) bool; False = padding or no observation.
-        targets: By task, (patch, y, x) uint8 class indices, 255 = ignore.
+        targets: By task, (patch, y, x) uint8 class indices, 255 = ignore: also where no input holds data.
         index: (patch,) int64, positions in the cube, on the CPU.
         present: By modality that some patch of the batch lacks, (patch,) bool; their inputs are zero.
+        valid: By modality of which some patch has pixels without data, (patch, y, x) bool.
     """
 
     inputs: dict[str, Tensor]
@@ -69,6 +75,7 @@ class PreparedBatch:
     targets: dict[str, Tensor]
     index: Tensor
     present: dict[str, Tensor] = field(default_factory=dict)
+    valid: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.index)

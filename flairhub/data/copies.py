@@ -33,7 +33,7 @@ def moved(batch: Batch, device: torch.device | str) -> Batch:
     _in_flight.append((event, batch))
     current = torch.cuda.current_stream(target)
     current.wait_event(event)
-    for group in (result.inputs, result.dates, result.masks, result.targets, result.present):
+    for group in (result.inputs, result.dates, result.masks, result.targets, result.present, result.valid):
         for tensor in group.values():
             tensor.record_stream(current)
     return result

@@ -11,6 +11,7 @@ from flairhub.data.augment import Photometric, apply_dihedral
 from flairhub.data.batch import Batch, PreparedBatch
 from flairhub.data.copies import moved
 from flairhub.prepare import ImagePreparation, prepare_image
+from flairhub.tasks import IGNORE_INDEX
 from flairhub.timeseries import SeriesPreparation
 
 Preparation = ImagePreparation | SeriesPreparation
@@ -25,6 +26,8 @@ def prepare_batch(
 ) -> PreparedBatch:
     """Move a batch to the device, cast, normalise, derive elevation and augment.
 
+    Pixels without data are 0 in every channel afterwards; where no input holds data, targets are ignored.
+
     Args:
         batch: Values as the loader yields them. Not changed.
         preparations: By modality, the ones the loader was made with.
@@ -33,21 +36,66 @@ def prepare_batch(
             None leaves them as they are.
         photometric: Brightness and contrast of images, elevation apart.
     """
-    there = moved(batch, device)
-    inputs = {}
-    for name, values in there.inputs.items():
+    moved_batch = moved(batch, device)
+    inputs, valid = {}, moved_batch.valid
+    for name, values in moved_batch.inputs.items():
         preparation = preparations[name]
         if isinstance(preparation, SeriesPreparation):
+            # Pixels without data are 0 already, date by date.
             inputs[name] = values.float()
         else:
-            inputs[name] = prepare_image(values, preparation)
+            inputs[name] = _blanked(prepare_image(values, preparation), valid.get(name))
             if photometric is not None and preparation.elevation is None:
-                inputs[name] = photometric.apply(inputs[name], name, batch.index.numpy())
-        if name in there.present:
-            here = there.present[name]
-            inputs[name] = inputs[name] * here.view(-1, *[1] * (inputs[name].ndim - 1))
-    targets = there.targets
+                changed = photometric.apply(inputs[name], name, batch.index.numpy(), valid.get(name))
+                inputs[name] = _blanked(changed, valid.get(name))
+        if name in moved_batch.present:
+            present = moved_batch.present[name]
+            inputs[name] = inputs[name] * present.view(-1, *[1] * (inputs[name].ndim - 1))
+    targets = _with_data(moved_batch)
     if augment is not None:
-        inputs = {name: apply_dihedral(values, augment) for name, values in inputs.items()}
-        targets = {name: apply_dihedral(values, augment) for name, values in targets.items()}
-    return PreparedBatch(inputs, there.dates, there.masks, targets, batch.index, there.present)
+        inputs, targets, valid = (
+            {name: apply_dihedral(values, augment) for name, values in group.items()}
+            for group in (inputs, targets, valid)
+        )
+    return PreparedBatch(inputs, moved_batch.dates, moved_batch.masks, targets, batch.index, moved_batch.present, valid)
+
+
+def _blanked(values: Tensor, valid: Tensor | None) -> Tensor:
+    """(patch, channel, y, x) with 0 where there is no data, whatever the number was: 0 times NaN would stay NaN."""
+    return values if valid is None else values.masked_fill(~valid[:, None], 0)
+
+
+def _with_data(batch: Batch) -> dict[str, Tensor]:
+    """Targets, ignored where no input holds data: nothing could be learned there but how often a class occurs."""
+    if not batch.inputs or any(name not in batch.valid and name not in batch.present for name in batch.inputs):
+        return batch.targets
+    return {
+        name: target.masked_fill(~_any_input(batch, (target.shape[-2], target.shape[-1])), IGNORE_INDEX)
+        for name, target in batch.targets.items()
+    }
+
+
+def _any_input(batch: Batch, shape: tuple[int, int]) -> Tensor:
+    """(patch, y, x) bool on another grid: where at least one input holds data."""
+    result: Tensor | None = None
+    for name in batch.inputs:
+        if name not in batch.valid:
+            has_data = batch.present[name][:, None, None]
+        else:
+            has_data = _resized(batch.valid[name], shape)
+            if name in batch.present:
+                has_data = has_data & batch.present[name][:, None, None]
+        result = has_data if result is None else result | has_data
+    assert result is not None
+    return result
+
+
+def _resized(valid: Tensor, shape: tuple[int, int]) -> Tensor:
+    """`flairhub.validity.resized` on the device: (patch, y, x) of the pixel under each centre."""
+    if valid.shape[-2:] == shape:
+        return valid
+    rows, cols = (
+        (2 * torch.arange(wanted, device=valid.device) + 1) * size // (2 * wanted)
+        for wanted, size in zip(shape, valid.shape[-2:], strict=True)
+    )
+    return valid[:, rows[:, None], cols]

@@ -115,4 +115,8 @@ class ReadingProcesses:
 
 
 def _pinned(batch: Batch) -> Batch:
-    return replace(batch, inputs={name: values.pin_memory() for name, values in batch.inputs.items()})
+    def pinned(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: values.pin_memory() for name, values in tensors.items()}
+
+    # What is large: a copy from other memory would have the host wait.
+    return replace(batch, inputs=pinned(batch.inputs), targets=pinned(batch.targets), valid=pinned(batch.valid))
