@@ -6,10 +6,11 @@ import sys
 import pytest
 
 from flairhub import __version__, cli, errors
+from tests.helpers.waiting import HANG_S
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "flairhub", *args], capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-m", "flairhub", *args], capture_output=True, text=True, timeout=HANG_S)
 
 
 def test_version_and_help() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import multiprocessing.forkserver
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from tests.helpers.makers import PatchFiles
+from tests.helpers.waiting import HANG_S, wait_until
 
 # Importing takes longer than ingesting the small data sets of the tests: a server imports once, and each run is its
 # copy. Modules that start threads when imported are none of these.
@@ -36,15 +37,13 @@ class Running:
         self._process = _fork.Process(target=_work, args=settings)
         self._process.start()
         self.pid = self._process.pid or 0
-        deadline = time.monotonic() + 60
-        while not self._texts[1].exists() and self._process.is_alive() and time.monotonic() < deadline:
-            time.sleep(0.001)
+        wait_until(lambda: self._texts[1].exists() or not self._process.is_alive(), "the start of the run")
 
     def poll(self) -> int | None:
         """Exit code, negative for a signal; None while it runs."""
         return self._process.exitcode
 
-    def communicate(self, timeout: float = 120) -> tuple[str, str]:
+    def communicate(self, timeout: float = HANG_S) -> tuple[str, str]:
         """Wait for its end; return what it wrote to standard output and error."""
         self._process.join(timeout)
         assert self._process.exitcode is not None, "still running"
@@ -61,6 +60,9 @@ def _work(texts: list[str], arguments: list[str], fault: str, limit_bytes: int) 
     for number, path in enumerate(texts, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     os.environ["FLAIRHUB_FAULT"] = fault
+    if fault.endswith(":stop"):
+        kill = os.kill
+        os.kill = lambda pid, _: kill(pid, signal.SIGSTOP)
     if limit_bytes:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
     from flairhub.cli import main
@@ -80,15 +82,17 @@ def start(files: PatchFiles, cube: Path, *arguments: object, fault: str = "", li
         files: What to ingest.
         cube: Where to.
         arguments: More of the command line.
-        fault: Value of FLAIRHUB_FAULT.
+        fault: Value of FLAIRHUB_FAULT; with `stop` for what it does, the process stands still until it gets SIGCONT.
         limit_bytes: Largest file that the process may write; 0 = any.
     """
     return Running(_arguments(files, cube, arguments), fault, limit_bytes)
 
 
-def start_afresh(files: PatchFiles, cube: Path, *arguments: object, fault: str = "") -> subprocess.Popen[str]:
-    """Like `start`, in a new interpreter: for runs that start workers of their own."""
-    code = "from flairhub.cli import main; main()"
+def start_afresh(
+    files: PatchFiles, cube: Path, *arguments: object, fault: str = "", before: str = ""
+) -> subprocess.Popen[str]:
+    """Like `start`, in a new interpreter that first executes `before`: for runs that start workers of their own."""
+    code = f"{before}\nfrom flairhub.cli import main; main()"
     # A session of its own: a signal to its group reaches its workers and nobody else.
     return subprocess.Popen(
         [sys.executable, "-c", code, *_arguments(files, cube, arguments)],

@@ -1,6 +1,6 @@
 """A training in a process of its own, to be killed or to be joined by others.
 
-python separate_run.py CONFIG CUBE PROGRESS [--die-in-checkpoint N] [--plain-layers]
+python separate_run.py CONFIG CUBE PROGRESS [--die-in-checkpoint N] [--die-after-step N SECONDS] [--exact-layers]
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from flairhub.config import load_train_config
 from flairhub.training import run
+from flairhub.training.module import SegmentationModule
 
 
 def die_in_checkpoint(number: int) -> None:
@@ -36,12 +38,15 @@ def die_in_checkpoint(number: int) -> None:
     torch.save = save
 
 
-def plain_layers() -> None:
-    """Networks whose result for a patch does not depend on the other patches of its batch, nor on chance."""
-    original = run.build_network
+def exact_layers() -> None:
+    """Compute in float64, with networks whose result for a patch depends on no other patch of its batch, nor on chance.
 
-    def build(*args: Any, **kwargs: Any) -> nn.Module:
-        network = original(*args, **kwargs)
+    What is then left between two ways to add up the same numbers is rounding, 1e-16 of a value per operation.
+    """
+    build, initialise, cross_entropy = run.build_network, SegmentationModule.__init__, functional.cross_entropy
+
+    def built(*args: Any, **kwargs: Any) -> nn.Module:
+        network = build(*args, **kwargs).double()
         for layer in network.modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 layer.eval()
@@ -50,7 +55,19 @@ def plain_layers() -> None:
                 layer.p = 0.0
         return network
 
-    run.build_network = build
+    def initialised(module: SegmentationModule, *args: Any, **kwargs: Any) -> None:
+        initialise(module, *args, **kwargs)
+        module.double()  # class weights too
+
+    def checked(logits: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        assert logits.dtype == torch.float64
+        return cross_entropy(logits, *args, **kwargs)
+
+    run.build_network = built
+    SegmentationModule.__init__ = initialised  # type: ignore[method-assign]
+    functional.cross_entropy = checked
+    # Inputs and logits that the package takes to single precision.
+    Tensor.float = Tensor.double  # type: ignore[method-assign]
 
 
 def main() -> None:
@@ -59,17 +76,27 @@ def main() -> None:
     parser.add_argument("cube", type=Path)
     parser.add_argument("progress", type=Path)
     parser.add_argument("--die-in-checkpoint", type=int, default=0)
-    parser.add_argument("--plain-layers", action="store_true")
+    parser.add_argument(
+        "--die-after-step", nargs=2, type=float, default=(0, 0), help="step, and seconds of its CPU time"
+    )
+    parser.add_argument("--exact-layers", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.die_in_checkpoint:
         die_in_checkpoint(options.die_in_checkpoint)
-    if options.plain_layers:
-        plain_layers()
+    if options.exact_layers:
+        exact_layers()
+
+    steps, seconds, seen = *options.die_after_step, 0
 
     def note(stage: str, done: int, total: int) -> None:
+        nonlocal seen
         with options.progress.open("a") as stream:
             stream.write(f"{stage} {done}\n")
+        seen += stage == "train"
+        if seen == steps and stage == "train":
+            # Not a clock's time: wherever a busy machine lets the process be by then, its work is the same.
+            signal.setitimer(signal.ITIMER_PROF, max(seconds, 1e-4))
 
     run.train(load_train_config(options.config), cube=options.cube, progress=note)
 

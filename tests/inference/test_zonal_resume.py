@@ -17,6 +17,7 @@ from flairhub.errors import OutputExistsError, UsageError, ZoneError
 from flairhub.inference import work as work_module
 from flairhub.inference.work import BlockRecord, BlockStore, Work
 from tests.helpers import killed_run
+from tests.helpers.waiting import HANG_S
 
 WORK = ".map.unfinished"
 
@@ -33,70 +34,50 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     return folder, files_of(folder / "whole")
 
 
-def start(folder: Path, seconds: float) -> subprocess.Popen[str]:
-    """Start a run in another process; `seconds` per call of its network."""
+def killed(folder: Path, *arguments: object) -> list[str]:
+    """Run in another process, which dies where the arguments say; return the lines it has printed."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, str(Path(killed_run.__file__)), str(folder), str(seconds)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    command = [sys.executable, str(Path(killed_run.__file__)), str(folder), *(str(one) for one in arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, timeout=HANG_S)
+    assert done.returncode == -signal.SIGKILL
+    return done.stdout.splitlines()
 
 
-def kill_after(folder: Path, line: str, seconds: float = 0.1) -> None:
-    """Start a run in another process and kill it once it has printed `line`."""
-    with start(folder, seconds) as process:
-        assert process.stdout is not None
-        for printed in process.stdout:
-            if printed.startswith(line):
-                break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert process.returncode == -signal.SIGKILL
-
-
-@pytest.mark.parametrize("line", ["map 5 ", "write "])
+@pytest.mark.parametrize(("stage", "number", "left"), [("map", 5, 11), ("write", 1, 0)], ids=["map", "write"])
 def test_killed_run_continues_with_the_same_bytes(
-    tmp_path: Path, finished: tuple[Path, dict[str, bytes]], line: str
+    tmp_path: Path, finished: tuple[Path, dict[str, bytes]], stage: str, number: int, left: int
 ) -> None:
     folder, expected = finished
     out = tmp_path / "out"
     for path in folder.glob("*.tif"):
         # With its time of change: other times are other data.
         shutil.copy2(path, tmp_path)
-    kill_after(tmp_path, line)
+    killed(tmp_path, "--at", stage, number)
     assert (out / WORK).is_dir()
     assert not list(out.glob("*.tif"))
     result = killed_run.run(killed_run.open_made(tmp_path), out)
     assert result.n_blocks == 16
-    assert result.n_computed <= 16 - (5 if "map" in line else 16)
+    assert result.n_computed == left
     assert files_of(out) == expected
     assert not (out / WORK).exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_killed_at_random_times_until_it_is_done(
+def test_killed_at_random_windows_until_it_is_done(
     tmp_path: Path, finished: tuple[Path, dict[str, bytes]], seed: int
 ) -> None:
-    """Every process lives for a random part of a whole run; what one has done the next does not do again."""
+    """Every process dies in a random window of its first four; what one has done the next does not do again."""
     folder, expected = finished
     for path in folder.glob("*.tif"):
         shutil.copy2(path, tmp_path)
-    rng, out, kills, done = random.Random(seed), tmp_path / "out", 0, 0
-    unfinished = out / WORK / "key.json"
-    while kills < 12 and (unfinished.exists() or not kills):
-        with start(tmp_path, 0.3) as process:
-            # From its first sign of life: what comes before is the loading of libraries.
-            assert process.stdout is not None
-            first = process.stdout.readline().split()
-            assert int(first[1]) >= done, "the journal has lost a block"
-            done = int(first[1])
-            try:
-                process.wait(rng.uniform(0.05, 1.5))
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                kills += 1
-    assert kills >= 2
-    if unfinished.exists():
-        killed_run.run(killed_run.open_made(tmp_path), out)
+    rng, out, done = random.Random(seed), tmp_path / "out", 0
+    for _ in range(5):  # that leaves at least one of the 16 windows
+        first = killed(tmp_path, "--in-call", rng.randint(1, 4))[0].split()
+        assert int(first[1]) >= done, "the journal has lost a block"
+        done = int(first[1])
+        assert not list(out.glob("*.tif"))
+    killed_run.run(killed_run.open_made(tmp_path), out)
     assert files_of(out) == expected
 
 
@@ -150,9 +131,9 @@ def test_other_work_is_refused_kept_and_dropped_when_asked(
     before = (out / WORK / "journal.jsonl").read_bytes()
     zone = made.open(32, 5)
     with pytest.raises(OutputExistsError, match=r"unfinished map of another model, configuration or data.*--overwrite"):
-        killed_run.write_zone(zone, killed_run.slow_model(0), out, "map", tiles=True, block_px=24)
+        killed_run.write_zone(zone, killed_run.mortal_model(), out, "map", tiles=True, block_px=24)
     assert (out / WORK / "journal.jsonl").read_bytes() == before
-    result = killed_run.write_zone(zone, killed_run.slow_model(0), out, "map", overwrite=True)
+    result = killed_run.write_zone(zone, killed_run.mortal_model(), out, "map", overwrite=True)
     assert result.n_computed == result.n_blocks
 
 

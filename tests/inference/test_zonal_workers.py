@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,9 @@ from flairhub.ingest import ingest_zone
 from flairhub.prepare import ImagePreparation
 from flairhub.timeseries import CloudFilter, SeriesPreparation
 from flairhub.workers import local_client
-from tests.helpers import slow_zonal
+from tests.helpers import stopped_zonal
 from tests.helpers.bundle_makers import make_bundle, write_zonal_config
+from tests.helpers.waiting import HANG_S, session_ends, wait_until
 from tests.helpers.zone_makers import MadeZone, make_zone
 
 PREPARATIONS: Mapping[str, Any] = {
@@ -362,31 +362,20 @@ def test_help_mentions_workers_and_scheduler() -> None:
 def test_ctrl_c_ends_after_the_running_windows_and_the_same_command_continues(
     yaml_path: Path, tmp_path: Path, serial: dict[str, bytes], arguments: tuple[str, ...]
 ) -> None:
+    """Interrupted while both workers are inside a window, each in the middle of a block."""
     sets = [f"output_path={tmp_path}", "batch_size=1", "workers=2"]
     options = ["--config", str(yaml_path), *(part for one in sets for part in ("--set", one)), *arguments]
-    if arguments:
-        # The workers are processes that know nothing of the slow network: interrupted as soon as a block is done.
-        with start(0.0, options) as process:
-            journal = tmp_path / ".map.unfinished" / "journal.jsonl"
-            while not journal.is_file() or not journal.read_text().count("\n"):
-                time.sleep(0.02)
-            os.killpg(process.pid, signal.SIGINT)
-            out, err = process.communicate(timeout=30)
-    else:
-        with start(0.2, options) as process:
-            assert process.stdout is not None
-            for _ in range(6):
-                process.stdout.readline()
-            os.killpg(process.pid, signal.SIGINT)
-            sent = time.monotonic()
-            out, err = process.communicate(timeout=30)
-            assert time.monotonic() - sent < 4
-            assert out.count("windows") <= 2, "a block has up to 9 windows, two were running"
+    with start(tmp_path, options) as process:
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(2)] == ["window\n"] * 2
+        os.killpg(process.pid, signal.SIGINT)
+        if arguments:
+            (tmp_path / stopped_zonal.GO_ON).touch()
+        out, err = process.communicate(timeout=HANG_S)
     assert process.returncode == 130, err
-    deadline = time.monotonic() + 20
-    while any(session(entry.pid) == process.pid for entry in psutil.process_iter()):
-        assert time.monotonic() < deadline, "a worker outlives its run"
-        time.sleep(0.05)
+    if not arguments:
+        assert out.split() == ["computed"] * 2, "the running windows end, and no other one begins"
+    wait_until(lambda: session_ends(process.pid), "the end of all workers")
     lines = [line for line in err.splitlines() if line]
     assert len(lines) == 1
     assert lines[0].startswith("Interrupted. ")
@@ -398,16 +387,9 @@ def test_ctrl_c_ends_after_the_running_windows_and_the_same_command_continues(
     assert maps_of(tmp_path) == serial
 
 
-def session(pid: int) -> int:
-    try:
-        return os.getsid(pid)
-    except ProcessLookupError:
-        return 0
-
-
-def start(seconds: float, arguments: list[str]) -> subprocess.Popen[str]:
+def start(folder: Path, arguments: list[str]) -> subprocess.Popen[str]:
     """Start `flairhub zonal` in a session of its own: a signal to its group reaches its workers and nobody else."""
-    command = [sys.executable, str(Path(slow_zonal.__file__)), str(seconds), *arguments]
+    command = [sys.executable, str(Path(stopped_zonal.__file__)), str(folder), *arguments]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

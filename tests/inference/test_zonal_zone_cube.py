@@ -31,6 +31,7 @@ from flairhub.modalities import INPUTS
 from flairhub.prepare import ImagePreparation
 from flairhub.timeseries import CloudFilter, SeriesPreparation
 from tests.helpers.bundle_makers import make_bundle, write_zonal_config
+from tests.helpers.waiting import HANG_S
 from tests.helpers.zone_makers import MadeZone, fake_model, make_zone, write_raster
 
 RATIOS = {
@@ -270,7 +271,7 @@ def killed(yaml_path: Path, target: Path, fault: str, *arguments: str) -> int:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "FLAIRHUB_FAULT": fault}
     code = "import sys; from flairhub.cli import main; main(sys.argv[1:])"
     done = subprocess.run(
-        [sys.executable, "-c", code, *command], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, *command], env=environment, capture_output=True, text=True, timeout=HANG_S
     )
     return done.returncode
 

@@ -18,6 +18,7 @@ from tests.helpers.breaking import bomb, label, rewrite, truncate
 from tests.helpers.commands import failure
 from tests.helpers.comparisons import same_tree
 from tests.helpers.makers import PatchFiles, make_patch_files, write_patch, write_train_config
+from tests.helpers.waiting import HANG_S
 
 
 def test_where_modalities_disagree_the_majority_is_right_in_any_order(files: PatchFiles, tmp_path: Path) -> None:
@@ -96,7 +97,7 @@ def test_a_refused_bomb_takes_no_memory(files: PatchFiles, tmp_path: Path, index
     bomb(files, index)
     assert files.files["DEM_ELEV"][files.patch_ids[index]].stat().st_size < 3000
     arguments = [sys.executable, "-c", BOMB, str(files.folder), str(tmp_path / "c.zarr")]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=HANG_S, check=True)
     message, peak_kib = done.stdout.strip().split("\n")
     assert "300000 x 300000 px" in message
     assert int(peak_kib) * 1024 < 200e6

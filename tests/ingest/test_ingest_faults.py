@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 import flairhub as fh
@@ -19,6 +20,7 @@ from flairhub.ingest.journal import Journal
 from tests.helpers.comparisons import same_tree
 from tests.helpers.makers import PatchFiles, make_patch_files
 from tests.helpers.processes import run, start
+from tests.helpers.waiting import wait_until
 
 NAMES = ("AERIAL_RGBI", "SENTINEL1-ASC_TS")
 POINTS = (
@@ -140,11 +142,8 @@ def test_sigkill_at_many_random_times(files: PatchFiles, whole: Path, tmp_path: 
 
 def test_a_second_process_is_refused_naming_the_first(files: PatchFiles, tmp_path: Path) -> None:
     cube = tmp_path / "c.zarr"
-    first = start(files, cube, fault="shard:4:interrupt")
-    deadline = time.monotonic() + 60
-    while not Journal(cube).path.exists() and time.monotonic() < deadline and first.poll() is None:
-        time.sleep(0.001)
-    os.kill(first.pid, signal.SIGSTOP)
+    first = start(files, cube, fault="shard:4:stop")
+    wait_until(lambda: psutil.Process(first.pid).status() == psutil.STATUS_STOPPED, "the fourth shard of the first")
     try:
         code, output = run(files, cube)
         assert code == 1
@@ -153,4 +152,5 @@ def test_a_second_process_is_refused_naming_the_first(files: PatchFiles, tmp_pat
     finally:
         os.kill(first.pid, signal.SIGCONT)
     first.communicate()
+    assert first.returncode == 0
     assert run(files, cube)[0] == 0

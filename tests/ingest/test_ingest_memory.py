@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.makers import PatchFiles, make_patch_files
+from tests.helpers.waiting import HANG_S
 
 PEAK = """
 import sys
@@ -20,7 +21,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 def peak_mib(files: PatchFiles, cube: Path, shard: int) -> float:
     arguments = [sys.executable, "-c", PEAK, str(files.folder), str(cube), str(shard)]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=HANG_S, check=True)
     return int(done.stdout) / 2**10
 
 

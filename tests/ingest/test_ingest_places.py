@@ -5,11 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import signal
-import time
 import zipfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,6 +19,7 @@ from tests.helpers.commands import failure, run_command
 from tests.helpers.comparisons import same_tree
 from tests.helpers.makers import PatchFiles, write_train_config
 from tests.helpers.processes import start_afresh
+from tests.helpers.waiting import HANG_S, session_ends, wait_until
 
 ONE = ("--modality", "DEM_ELEV")
 
@@ -185,16 +183,33 @@ def test_tables_as_spreadsheets_write_them(
     assert message in shown
 
 
+INTERRUPTED_START = """
+import os, signal, distributed
+
+class Interrupted(distributed.LocalCluster):
+    def __init__(self, *args, **kwargs):
+        self.closing = False
+        os.killpg(0, signal.SIGINT)
+        super().__init__(*args, **kwargs)
+        os.killpg(0, signal.SIGINT)
+
+    def close(self, *args, **kwargs):
+        if not self.closing:
+            self.closing = True
+            os.killpg(0, signal.SIGINT)
+            os.killpg(0, signal.SIGINT)
+        return super().close(*args, **kwargs)
+
+distributed.LocalCluster = Interrupted
+"""
+
+
 def test_ctrl_c_again_and_again_while_workers_start(small_files: PatchFiles, tmp_path: Path) -> None:
+    """To the whole process group, as a terminal sends it: before, after, and while they are ended."""
     cube = tmp_path / "c.zarr"
-    process = start_afresh(small_files, cube, "--workers", 2)
-    while process.poll() is None and not cube.exists():
-        time.sleep(0.01)
-    for _ in range(4):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGINT)
-        time.sleep(0.15)
-    out, err = process.communicate(timeout=60)
+    process = start_afresh(small_files, cube, "--workers", 2, before=INTERRUPTED_START)
+    out, err = process.communicate(timeout=HANG_S)
     assert (process.returncode, out.strip(), err.strip()) == (130, "", "Interrupted.")
+    wait_until(lambda: session_ends(process.pid), "the end of all workers")
     fh.ingest(root=small_files.folder, cube=cube, shard=1)
     assert fh.open_cube(cube).n_patches == 4

@@ -6,8 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from flairhub.ingest.journal import Journal
 from flairhub.ingest.lock import writer_lock
 from tests.helpers.comparisons import same_tree
 from tests.helpers.makers import PatchFiles, make_patch_files
+from tests.helpers.waiting import wait_until
 
 NAMES = ("AERIAL_RGBI", "SENTINEL2_TS", "ALL_LABEL-LPIS")
 
@@ -39,17 +40,19 @@ def ingest(files: PatchFiles, cube: Path, **options: object) -> fh.ingest.Ingest
     return fh.ingest(root=files.folder, cube=cube, shard=1, **options)  # type: ignore[arg-type]
 
 
+def has_lines(child: subprocess.Popen[bytes], cube: Path, number: int) -> bool:
+    """True when the journal has that many lines, or will never have them."""
+    journal = cube / "ingest" / "journal.jsonl"
+    started = cube.exists() and (not number or (journal.exists() and journal.read_bytes().count(b"\n") >= number))
+    return started or child.poll() is not None
+
+
 def test_sigkill_anywhere_then_again(files: PatchFiles, whole: Path, tmp_path: Path) -> None:
     cube = tmp_path / "c.zarr"
     code = f"import flairhub as fh; fh.ingest(root={str(files.folder)!r}, cube={str(cube)!r}, shard=1)"
-    journal = cube / "ingest" / "journal.jsonl"
     for n_lines in (0, 5, 17):
         child = subprocess.Popen([sys.executable, "-c", code])
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and child.poll() is None:
-            if cube.exists() and (not n_lines or (journal.exists() and journal.read_bytes().count(b"\n") >= n_lines)):
-                break
-            time.sleep(0.001)
+        wait_until(partial(has_lines, child, cube, n_lines), f"{n_lines} shards")
         child.send_signal(signal.SIGKILL)
         child.wait()
     done = len(Journal(cube).read())

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from tests.helpers import dying
 from tests.helpers.comparisons import assert_equals_files, same_tree
 from tests.helpers.makers import PatchFiles, make_patch_files
 from tests.helpers.processes import start_afresh
+from tests.helpers.waiting import HANG_S, session_ends, wait_until
 
 NAMES = ("AERIAL_RGBI", "SENTINEL2_TS", "ALL_LABEL-LPIS")
 
@@ -133,22 +132,12 @@ def test_a_local_cluster_listens_on_this_machine_only() -> None:
 def test_ctrl_c_ends_the_workers(files: PatchFiles, whole: Path, tmp_path: Path) -> None:
     cube = tmp_path / "c.zarr"
     process = start_afresh(files, cube, "--workers", 2, fault="shard:2:interrupt")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=HANG_S)
     assert process.returncode == 130
     assert (out.strip(), err.strip()) == ("", "Interrupted.")
-    deadline = time.monotonic() + 20
-    while any(_session(entry.pid) == process.pid for entry in psutil.process_iter()):
-        assert time.monotonic() < deadline, "a worker outlives its ingest"
-        time.sleep(0.05)
+    wait_until(lambda: session_ends(process.pid), "the end of all workers")
     ingest(files, cube)
     assert same_tree(cube, whole)
-
-
-def _session(pid: int) -> int:
-    try:
-        return os.getsid(pid)
-    except ProcessLookupError:
-        return 0
 
 
 def test_workers_are_chosen_by_the_number_of_files(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from flairhub.training import evaluate
 from flairhub.training.raster import label_grid, prediction_name, write_prediction
 from tests.helpers.config_makers import write_train_config
 from tests.helpers.makers import PatchFiles
+from tests.helpers.waiting import HANG_S
 
 LAND = "AERIAL_LABEL-COSIA"
 CHROMIUM = next(
@@ -195,7 +196,7 @@ def test_a_browser_shows_it(run: Path, page: str, tmp_path: Path) -> None:
     picture = tmp_path / "report.png"
     command = [str(CHROMIUM), *flags, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1100,5200"]
     command += [f"--screenshot={picture}", (run / "report.html").as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, done.stderr
     assert "CONSOLE" not in done.stderr, done.stderr
     with Image.open(picture) as image:
