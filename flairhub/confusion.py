@@ -1,19 +1,21 @@
 """One confusion matrix gives every score.
 
-Matrices are int64 and additive: over batches, ranks, workers, patches. Rows are truth, columns prediction.
+Matrices are int64 and additive: over batches, ranks, workers, patches. Rows are truth, columns prediction. Whoever
+counts (numpy here, the device in validation) ends in these scores; what scores are made of are the marginals of a
+matrix, which are additive, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flairhub.errors import DataError
-from flairhub.tasks import IGNORE_INDEX
+from flairhub.tasks import IGNORE_INDEX, Task
 
 
 def confusion_matrix(
@@ -75,8 +77,48 @@ class Scores:
 
     def mean(self, name: str) -> float:
         """Macro mean of a per-class score over the classes where it is defined; NaN when there is none."""
-        values = getattr(self, name)
-        return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
+        return float(macro_mean(getattr(self, name)))
+
+
+def marginals(matrix: NDArray[np.int64], ignored: Sequence[int] = ()) -> NDArray[np.int64]:
+    """What scores are made of: (3, class) int64 pixels that are right, true, predicted.
+
+    Args:
+        matrix: (class, class), rows = truth.
+        ignored: Classes that are not evaluated: pixels whose truth is one of them do not count.
+    """
+    counted = np.array(matrix, dtype=np.int64)
+    counted[list(ignored)] = 0
+    return np.stack([np.diag(counted), counted.sum(axis=1), counted.sum(axis=0)])
+
+
+def class_iou(counts: NDArray[Any]) -> NDArray[np.float64]:
+    """Intersection over union.
+
+    Args:
+        counts: (..., 3, class) right, true and predicted pixels.
+
+    Returns:
+        (..., class); NaN where a class is neither true nor predicted.
+    """
+    hits, truth, predicted = _rows(counts)
+    return _ratio(hits, truth + predicted - hits)
+
+
+def accuracy(counts: NDArray[Any]) -> NDArray[np.float64]:
+    """Share of right pixels, (...,) of (..., 3, class) right, true and predicted pixels; NaN without a pixel."""
+    hits, truth, _ = _rows(counts)
+    return _ratio(hits.sum(axis=-1), truth.sum(axis=-1))
+
+
+def macro_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over the classes where a score is defined, (...,) of (..., class); NaN where it is for none."""
+    defined = np.isfinite(values)
+    return _ratio(np.where(defined, values, 0).sum(axis=-1), defined.sum(axis=-1))
+
+
+def _rows(counts: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    return counts[..., 0, :], counts[..., 1, :], counts[..., 2, :]
 
 
 def _ratio(numerator: NDArray[Any], denominator: NDArray[Any]) -> NDArray[np.float64]:
@@ -84,16 +126,23 @@ def _ratio(numerator: NDArray[Any], denominator: NDArray[Any]) -> NDArray[np.flo
     return np.divide(numerator, denominator, out=result, where=np.asarray(denominator) > 0)
 
 
-def _scores(hits: Any, truth: Any, predicted: Any, right: int, total: int, classes: tuple[int, ...]) -> Scores:
+def _scores(counts: NDArray[np.int64], classes: tuple[int, ...]) -> Scores:
+    """Scores of (3, class) pixels of the classes that are evaluated."""
+    hits, truth, predicted = counts
     return Scores(
-        iou=_ratio(hits, truth + predicted - hits),
+        iou=class_iou(counts),
         f_score=_ratio(2 * hits, truth + predicted),
         precision=_ratio(hits, predicted),
         recall=_ratio(hits, truth),
-        support=np.asarray(truth, dtype=np.int64),
-        overall_accuracy=right / total if total else float("nan"),
+        support=truth,
+        overall_accuracy=float(accuracy(counts)),
         classes=classes,
     )
+
+
+def evaluated_classes(n_classes: int, ignored: Sequence[int] = ()) -> tuple[int, ...]:
+    """Indices of the classes that are not ignored."""
+    return tuple(c for c in range(n_classes) if c not in set(ignored))
 
 
 def strict_scores(matrix: NDArray[np.int64], ignored: Sequence[int] = ()) -> Scores:
@@ -106,29 +155,16 @@ def strict_scores(matrix: NDArray[np.int64], ignored: Sequence[int] = ()) -> Sco
         matrix: (class, class), rows = truth.
         ignored: Class indices that are not evaluated.
     """
-    counted = np.array(matrix, dtype=np.int64)
-    counted[list(ignored)] = 0
-    kept = tuple(c for c in range(len(counted)) if c not in set(ignored))
-    index = list(kept)
-    hits, truth = np.diag(counted)[index], counted.sum(axis=1)[index]
-    return _scores(hits, truth, counted.sum(axis=0)[index], int(hits.sum()), int(counted.sum()), kept)
+    kept = evaluated_classes(len(matrix), ignored)
+    return _scores(marginals(matrix, ignored)[:, list(kept)], kept)
 
 
 def published_scores(matrix: NDArray[np.int64], ignored: Sequence[int] = ()) -> Scores:
     """Scores of the published protocol: ignored classes leave rows and columns, undefined scores count as 0."""
-    kept = tuple(c for c in range(len(matrix)) if c not in set(ignored))
-    block = np.asarray(matrix, dtype=np.int64)[np.ix_(kept, kept)]
-    hits, truth = np.diag(block), block.sum(axis=1)
-    scores = _scores(hits, truth, block.sum(axis=0), int(hits.sum()), int(block.sum()), kept)
-    return Scores(
-        iou=np.nan_to_num(scores.iou),
-        f_score=np.nan_to_num(scores.f_score),
-        precision=np.nan_to_num(scores.precision),
-        recall=np.nan_to_num(scores.recall),
-        support=scores.support,
-        overall_accuracy=scores.overall_accuracy,
-        classes=kept,
-    )
+    kept = evaluated_classes(len(matrix), ignored)
+    scores = _scores(marginals(np.asarray(matrix)[np.ix_(kept, kept)]), kept)
+    per_class = {name: np.nan_to_num(getattr(scores, name)) for name in ("iou", "f_score", "precision", "recall")}
+    return replace(scores, **per_class)
 
 
 def published_report(
@@ -195,3 +231,100 @@ def strict_report(matrix: NDArray[np.int64], names: Sequence[str], ignored: Sequ
             for i, c in enumerate(scores.classes)
         },
     }
+
+
+# --- many patches
+
+
+class ConfusionSums:
+    """Confusion matrices by task and domain, added up patch by patch; remembers each patch in a sparse form."""
+
+    def __init__(self, tasks: Sequence[Task]):
+        self._tasks = {task.label: task for task in tasks}
+        self._sums: dict[str, dict[str, NDArray[np.int64]]] = {name: {} for name in self._tasks}
+        self._patches: dict[str, dict[int, SparseCounts]] = {name: {} for name in self._tasks}
+
+    def add(self, task: str, index: int, domain: str, truth: NDArray[np.uint8], classes: NDArray[np.uint8]) -> None:
+        """Count one patch.
+
+        Args:
+            task: Name of the task.
+            index: Position in the cube; each once.
+            domain: Domain of the patch.
+            truth: (y, x), 255 = ignore.
+            classes: (y, x) predicted classes.
+
+        Raises:
+            DataError: The patch was counted before.
+        """
+        counts = confusion_matrix(truth, classes, self._tasks[task].n_classes)
+        self._put(task, index, SparseCounts.of(domain, counts))
+
+    def _put(self, task: str, index: int, patch: SparseCounts) -> None:
+        if index in self._patches[task]:
+            raise DataError(f"{task}: the patch at position {index} of the cube is counted twice.")
+        self._patches[task][index] = patch
+        sums, domain = self._sums[task], patch.domain
+        if domain not in sums:
+            sums[domain] = np.zeros((self._tasks[task].n_classes,) * 2, dtype=np.int64)
+        sums[domain].reshape(-1)[patch.cells] += patch.counts
+
+    def join(self, others: Iterable[ConfusionSums]) -> ConfusionSums:
+        """Return the sums of several processes together, which counted different patches."""
+        joined = ConfusionSums(tuple(self._tasks.values()))
+        for part in (self, *others):
+            for task, patches in part._patches.items():
+                for index, patch in patches.items():
+                    joined._put(task, index, patch)
+        return joined
+
+    def total(self, task: str) -> NDArray[np.int64]:
+        """(class, class) of all domains."""
+        size = self._tasks[task].n_classes
+        return sum(self._sums[task].values(), np.zeros((size, size), dtype=np.int64))
+
+    def domains(self, task: str) -> dict[str, NDArray[np.int64]]:
+        """(class, class) by domain, in the order of their names."""
+        return {domain: self._sums[task][domain] for domain in sorted(self._sums[task])}
+
+    def n_patches(self, task: str, domain: str | None = None) -> int:
+        """Patches counted, of one domain or all."""
+        return sum(domain in (None, patch.domain) for patch in self._patches[task].values())
+
+    def patches(self, task: str) -> dict[int, SparseCounts]:
+        """Counts of each patch by cube position, in storage order."""
+        return dict(sorted(self._patches[task].items()))
+
+
+@dataclass(frozen=True)
+class SparseCounts:
+    """Confusion matrix of one patch, without its many zeros.
+
+    Attributes:
+        domain: Domain of the patch.
+        cells: (cell,) int32, truth * n_classes + prediction.
+        counts: (cell,) int32, pixels.
+        n_classes: Number of classes.
+    """
+
+    domain: str
+    cells: NDArray[np.int32]
+    counts: NDArray[np.int32]
+    n_classes: int
+
+    @classmethod
+    def of(cls, domain: str, matrix: NDArray[np.int64]) -> SparseCounts:
+        """Keep what is not zero of a (class, class) matrix."""
+        cells = np.flatnonzero(matrix)
+        return cls(domain, cells.astype(np.int32), matrix.reshape(-1)[cells].astype(np.int32), len(matrix))
+
+    def marginals(self, ignored: Sequence[int] = ()) -> NDArray[np.int64]:
+        """The same as `marginals` of the full matrix, (3, class) int64: pixels that are right, true, predicted."""
+        rows, columns = np.divmod(self.cells, self.n_classes)
+        kept = ~np.isin(rows, list(ignored))
+        rows, columns, counts = rows[kept], columns[kept], self.counts[kept]
+        right = rows == columns
+        pairs = ((rows[right], counts[right]), (rows, counts), (columns, counts))
+        # Weights make bincount count in float64, which is exact up to 2**53 pixels.
+        sums = [np.bincount(classes, weights=n, minlength=self.n_classes) for classes, n in pairs]
+        return np.stack(sums).astype(np.int64)

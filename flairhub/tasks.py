@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 from flairhub.errors import UsageError
 
 IGNORE_INDEX = 255
 """Class index of pixels that have no label: never trained on, never scored, never class 0."""
+
+Language = Literal["en", "fr"]
+"""Languages of the class names."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,11 @@ class LabelClass:
     name_fr: str
     colour: tuple[int, int, int]
 
+    @property
+    def css(self) -> str:
+        """The colour as `#rrggbb`."""
+        return "#{:02x}{:02x}{:02x}".format(*self.colour)
+
 
 @dataclass(frozen=True)
 class Task:
@@ -44,9 +53,9 @@ class Task:
     classes: tuple[LabelClass, ...]
 
     def __post_init__(self) -> None:
-        found = [label_class.index for label_class in self.classes]
-        if found != list(range(len(found))):
-            raise UsageError(f"{self.label}: class indices must be 0..{len(found) - 1} in order, got {found}.")
+        indices = [label_class.index for label_class in self.classes]
+        if indices != list(range(len(indices))):
+            raise UsageError(f"{self.label}: class indices must be 0..{len(indices) - 1} in order, got {indices}.")
 
     @property
     def n_classes(self) -> int:
@@ -56,7 +65,11 @@ class Task:
     @property
     def names(self) -> tuple[str, ...]:
         """English class names in index order."""
-        return tuple(label_class.name for label_class in self.classes)
+        return self.names_in("en")
+
+    def names_in(self, language: Language) -> tuple[str, ...]:
+        """Class names in index order, in one of the two languages."""
+        return tuple(row.name_fr if language == "fr" else row.name for row in self.classes)
 
 
 def _parse_colour(text: str) -> tuple[int, int, int]:

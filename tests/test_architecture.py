@@ -21,6 +21,7 @@ FLOORS = {
     "timeseries": 2,
     "confusion": 2,
     "geo": 2,
+    "class_raster": 3,
     "prepare": 3,
     "config": 4,
     "cube": 5,

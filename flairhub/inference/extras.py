@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from flairhub.errors import UsageError
 from flairhub.geo import GeoBox
-from flairhub.inference.outputs import CONFIDENCE_SCALE, Language, class_names, confidence_array, map_name
+from flairhub.inference.outputs import CONFIDENCE_SCALE, confidence_array, map_name
 from flairhub.inference.polygons import PolygonFormat, Span, trace, write_polygons
 from flairhub.inference.work import BlockStore
-from flairhub.tasks import IGNORE_INDEX, Task
+from flairhub.tasks import IGNORE_INDEX, Language, Task
 
 PIECE_PX = 2048
 
@@ -75,4 +75,4 @@ def write_task_polygons(extras: Extras, store: BlockStore, task: Task, box: GeoB
 
     polygons = trace(read, box.height, box.width, PIECE_PX)
     path.unlink(missing_ok=True)
-    write_polygons(polygons, class_names(task, extras.language), box, path, extras.polygons, extras.min_area_m2)
+    write_polygons(polygons, task.names_in(extras.language), box, path, extras.polygons, extras.min_area_m2)

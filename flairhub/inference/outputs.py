@@ -13,15 +13,15 @@ import rasterio.shutil
 from rasterio.enums import ColorInterp
 from rasterio.windows import Window
 
+from flairhub.class_raster import describe_band
 from flairhub.errors import ZoneError
 from flairhub.geo import GeoBox, same_crs
 from flairhub.inference.work import BlockStore
 from flairhub.progress import Progress, silent
-from flairhub.tasks import IGNORE_INDEX, Task
+from flairhub.tasks import IGNORE_INDEX, Language, Task
 
 OutputType = Literal["argmax", "class_prob"]
 Layer = Literal["argmax", "class_prob", "confidence"]
-Language = Literal["en", "fr"]
 
 CONFIDENCE_SCALE = 254
 """Confidence is stored as round(254 x probability), so that 255 is free for no data."""
@@ -76,11 +76,6 @@ def map_name(output_name: str, task: str, output_type: Layer) -> str:
 def confidence_array(task: str) -> str:
     """Array of the block store that holds a task's confidence."""
     return f"{task}_confidence"
-
-
-def class_names(task: Task, language: Language) -> list[str]:
-    """Class names in index order."""
-    return [row.name_fr if language == "fr" else row.name for row in task.classes]
 
 
 def stored_bands(task: Task, output_type: OutputType) -> int:
@@ -153,19 +148,15 @@ def _write_tiled(spec: MapSpec, store: BlockStore, path: Path, progress: Progres
 
 
 def _describe(spec: MapSpec, dataset: Any) -> None:
-    classes, names = spec.task.classes, class_names(spec.task, spec.language)
     if spec.output_type == "confidence":
         dataset.scales = (1 / CONFIDENCE_SCALE,)
         dataset.set_band_description(1, "confidence")
         return
     if spec.output_type == "argmax":
-        colours = {row.index: (*row.colour, 255) for row in classes}
-        dataset.write_colormap(1, {**colours, IGNORE_INDEX: (0, 0, 0, 0)})
-        dataset.set_band_description(1, spec.task.label)
-        dataset.update_tags(1, **{f"CLASS_{index}": name for index, name in enumerate(names)})
+        describe_band(dataset, spec.task, spec.language)
         return
     dataset.colorinterp = [ColorInterp.gray, *([ColorInterp.undefined] * (spec.n_bands - 1))]
-    for band, name in enumerate(names, start=1):
+    for band, name in enumerate(spec.task.names_in(spec.language), start=1):
         dataset.set_band_description(band, name)
 
 
@@ -181,10 +172,10 @@ def _compare(spec: MapSpec, store: BlockStore, path: Path, progress: Progress) -
         _compare_header(spec, dataset, path)
         for done, (rows, cols) in enumerate(pieces, start=1):
             window = Window(cols[0], rows[0], cols[1] - cols[0], rows[1] - rows[0])
-            found = dataset.read(window=window)
+            written = dataset.read(window=window)
             if spec.output_type == "class_prob":
-                found = np.concatenate([found, dataset.dataset_mask(window=window)[None]])
-            if not np.array_equal(found, store.read(spec.array, rows, cols)):
+                written = np.concatenate([written, dataset.dataset_mask(window=window)[None]])
+            if not np.array_equal(written, store.read(spec.array, rows, cols)):
                 raise ZoneError(f"{path}: pixels at {window} differ from what was written. The disk may be failing.")
             progress(f"check {spec.array}", done, len(pieces))
 
@@ -192,6 +183,6 @@ def _compare(spec: MapSpec, store: BlockStore, path: Path, progress: Progress) -
 def _compare_header(spec: MapSpec, dataset: Any, path: Path) -> None:
     nodata = None if spec.output_type == "class_prob" else IGNORE_INDEX
     wanted = (spec.geobox.height, spec.geobox.width, spec.n_bands, nodata)
-    found = (dataset.height, dataset.width, dataset.count, dataset.nodata)
-    if wanted != found or not same_crs(dataset.crs.to_wkt() if dataset.crs else "", spec.geobox.crs_wkt):
-        raise ZoneError(f"{path}: height, width, bands, nodata are {found}, expected {wanted}. The write failed.")
+    written = (dataset.height, dataset.width, dataset.count, dataset.nodata)
+    if wanted != written or not same_crs(dataset.crs.to_wkt() if dataset.crs else "", spec.geobox.crs_wkt):
+        raise ZoneError(f"{path}: height, width, bands, nodata are {written}, expected {wanted}. The write failed.")

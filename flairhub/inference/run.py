@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flairhub import __version__
+from flairhub.class_raster import category_xml, qgis_style
 from flairhub.errors import OutputExistsError
 from flairhub.inference.block import MapPlan, plan_map, predict_block
 from flairhub.inference.execute import job_workers, run_jobs
@@ -34,7 +35,7 @@ from flairhub.inference.outputs import (
     stored_bands,
     write_map,
 )
-from flairhub.inference.sidecars import category_xml, qgis_style, stac_item, write_tiles
+from flairhub.inference.sidecars import stac_item, write_tiles
 from flairhub.inference.work import Block, BlockRecord, BlockStore, Work, found_key, write_atomically
 from flairhub.inference.zone import Zone, source_facts
 from flairhub.progress import Progress, silent

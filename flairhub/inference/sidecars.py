@@ -1,4 +1,4 @@
-"""Files beside a map: class names for GDAL, a style for QGIS, tile footprints, a STAC item."""
+"""Files beside a map: tile footprints, a STAC item."""
 
 from __future__ import annotations
 
@@ -7,41 +7,17 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flairhub import __version__
+from flairhub.class_raster import stac_classes
 from flairhub.geo import GeoBox
 from flairhub.inference.block import MapPlan
-from flairhub.inference.outputs import CONFIDENCE_SCALE, Language, Layer, class_names
+from flairhub.inference.outputs import CONFIDENCE_SCALE, Layer
 from flairhub.inference.zone import Zone
-from flairhub.tasks import Task
-
-
-def category_xml(task: Task, language: Language = "en") -> str:
-    """Return GDAL's sidecar (`.aux.xml`) with the class names of a map."""
-    names = "".join(f"      <Category>{escape(name)}</Category>\n" for name in class_names(task, language))
-    return (
-        '<PAMDataset>\n  <PAMRasterBand band="1">\n    <CategoryNames>\n'
-        f"{names}    </CategoryNames>\n  </PAMRasterBand>\n</PAMDataset>\n"
-    )
-
-
-def qgis_style(task: Task, language: Language = "en") -> str:
-    """Return a QGIS style (`.qml`) with the colours and names of a class map."""
-    entries = "".join(
-        f'        <paletteEntry value="{row.index}" color="#{row.colour[0]:02x}{row.colour[1]:02x}{row.colour[2]:02x}" '
-        f'alpha="255" label={quoteattr(name)}/>\n'
-        for row, name in zip(task.classes, class_names(task, language), strict=True)
-    )
-    return (
-        "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
-        '<qgis version="3.22" styleCategories="Symbology">\n  <pipe>\n'
-        '    <rasterrenderer type="paletted" band="1" opacity="1" alphaBand="-1">\n      <colorPalette>\n'
-        f"{entries}      </colorPalette>\n    </rasterrenderer>\n  </pipe>\n</qgis>\n"
-    )
+from flairhub.tasks import IGNORE_INDEX, Task
 
 
 def write_tiles(plan: MapPlan, path: Path) -> None:
@@ -156,15 +132,9 @@ def _asset(file: str, layer: Layer, task: Task, box: GeoBox) -> dict[str, Any]:
         "title": f"{task.label}, {layer}",
     }
     if layer == "argmax":
-        asset["classification:classes"] = [
-            {
-                "value": row.index,
-                "name": row.name,
-                "title": row.name_fr,
-                "color_hint": "".join(f"{part:02X}" for part in row.colour),
-            }
-            for row in task.classes
-        ]
+        asset["classification:classes"] = stac_classes(task)
     if layer == "confidence":
-        asset["raster:bands"] = [{"nodata": 255, "scale": 1 / CONFIDENCE_SCALE, "spatial_resolution": box.x_res}]
+        asset["raster:bands"] = [
+            {"nodata": IGNORE_INDEX, "scale": 1 / CONFIDENCE_SCALE, "spatial_resolution": box.x_res}
+        ]
     return asset

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flairhub.class_raster import prediction_files, read_class_raster
 from flairhub.errors import DataError
 from flairhub.modalities import modality
 from flairhub.report.panels import PanelRow
@@ -43,7 +44,7 @@ def example_rows(
     Raises:
         DataError: A prediction raster is missing.
     """
-    files = _files_by_patch(predictions)
+    files = prediction_files(predictions)
     rows = []
     for patch_id in patch_ids:
         if patch_id not in files:
@@ -51,7 +52,7 @@ def example_rows(
         index = int(cube.indices([patch_id])[0])
         shown = {_title(name): view(cube, name, index) for name in inputs[:MOST_INPUTS]}
         truth = cube.read(task.label, [index])[0, task.level - 1]
-        rows.append(PanelRow(patch_id, shown, truth, _read(files[patch_id])))
+        rows.append(PanelRow(patch_id, shown, truth, read_class_raster(files[patch_id])))
     return rows
 
 
@@ -78,25 +79,3 @@ def view(cube: Cube, name: str, index: int) -> NDArray[Any]:
         chosen = clearest_date(mask, info.dates[index, :count])
         return values[chosen, [row.bands.index(band) for band in _TRUE_COLOUR]]
     return values[:count, :1].astype(np.float32).mean(axis=0)
-
-
-def _files_by_patch(folder: Path) -> Mapping[str, Path]:
-    """Prediction files `PRED_<DOMAIN>_<LABEL>_<ROI>_<row>-<col>.tif` by patch id."""
-    found = {}
-    for path in sorted(folder.glob("PRED_*.tif")):
-        domain, *_, roi, cell = path.stem.removeprefix("PRED_").split("_")
-        found[f"{domain}_{roi}_{cell}"] = path
-    return found
-
-
-def _read(path: Path) -> NDArray[np.uint8]:
-    import warnings
-
-    import rasterio
-    from rasterio.errors import NotGeoreferencedWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(path, driver="GTiff") as source:
-            values: NDArray[np.uint8] = source.read(1)
-    return values

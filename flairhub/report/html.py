@@ -133,7 +133,7 @@ def _task_section(facts: RunFacts, task: Task, cube: str | Path | Cube | None, f
 
 def class_rows(entry: Mapping[str, Any], task: Task) -> list[ClassRow]:
     """Return the scores of a task's classes, the best IoU first, undefined ones last."""
-    colours = {row.name: "#{:02x}{:02x}{:02x}".format(*row.colour) for row in task.classes}
+    colours = {row.name: row.css for row in task.classes}
     scores = entry["strict"]["per_class"]
     total = sum(row["support_px"] for row in scores.values())
     rows = [

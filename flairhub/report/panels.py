@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from flairhub.class_raster import paint
 from flairhub.errors import DataError
 from flairhub.report.stretch import percentile_limits, stretch
 from flairhub.report.style import (
@@ -21,7 +22,6 @@ from flairhub.report.style import (
     has_ignored,
     legend_below,
     legend_rows,
-    paint,
     present_classes,
     save,
 )

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from flairhub.class_raster import paint
 from flairhub.errors import DataError
 from flairhub.report.stretch import percentile_limits, stretch
 from flairhub.report.style import (
@@ -22,7 +23,6 @@ from flairhub.report.style import (
     has_ignored,
     legend_below,
     legend_rows,
-    paint,
     present_classes,
     save,
 )

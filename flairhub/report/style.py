@@ -15,13 +15,11 @@ from matplotlib.legend import Legend
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from flairhub.class_raster import NO_CLASS_COLOUR
 from flairhub.tasks import IGNORE_INDEX, Task
 
 DPI = 110
 INK = "#333333"
-IGNORED_COLOUR = (235, 235, 235)
-"""Grey of pixels without a label or outside the map."""
-
 _RC: Any = {
     "font.size": 10,
     "font.family": "DejaVu Sans",
@@ -48,19 +46,6 @@ def save(figure: Figure, path: str | Path) -> Path:
     return target
 
 
-def colour_table(task: Task) -> NDArray[np.uint8]:
-    """(256, 3) uint8: the published colour of each class; everything else grey."""
-    table = np.full((256, 3), IGNORED_COLOUR, np.uint8)
-    for row in task.classes:
-        table[row.index] = row.colour
-    return table
-
-
-def paint(class_map: NDArray[Any], task: Task) -> NDArray[np.uint8]:
-    """(y, x) class indices to (y, x, 3) uint8 colours."""
-    return colour_table(task)[np.asarray(class_map).astype(np.uint8)]
-
-
 def present_classes(maps: Sequence[NDArray[Any]], task: Task) -> list[int]:
     """Sorted class indices found in any of the maps."""
     found: set[int] = set()
@@ -73,7 +58,7 @@ def class_handles(indices: Sequence[int], task: Task, with_ignored: bool = False
     """One colour patch per class for a legend."""
     rows = [(task.classes[index].name, task.classes[index].colour) for index in indices]
     if with_ignored:
-        rows.append(("no label", IGNORED_COLOUR))
+        rows.append(("no label", NO_CLASS_COLOUR))
     return [
         Patch(
             facecolor=(colour[0] / 255, colour[1] / 255, colour[2] / 255),

@@ -10,11 +10,11 @@ from flairhub.config import TrainConfig, resolved_yaml
 from flairhub.cube import Cube, open_cube
 from flairhub.errors import OutputExistsError, UsageError
 from flairhub.progress import Progress, silent
-from flairhub.training.evaluate import metrics_report, write_report
 from flairhub.training.folder import RunFolder, write_text
+from flairhub.training.metrics import metrics_report, write_report
+from flairhub.training.predict import count_rasters
 from flairhub.training.run import TrainResult
 from flairhub.training.setup import read_setup
-from flairhub.training.testing import score_rasters
 
 
 def evaluate(
@@ -34,7 +34,7 @@ def evaluate(
         cube: Where the labels are; without it `paths.cube`.
         output: Folder of the scores; without it `scores` inside `predictions`.
         overwrite: Replace scores that are there.
-        progress: Told about finished patches.
+        progress: Called with the number of finished patches.
 
     Returns:
         Scores and paths.
@@ -55,7 +55,7 @@ def evaluate(
     opened = place if isinstance(place, Cube) else open_cube(place)
     folders = {task.label: source / task.label if (source / task.label).is_dir() else source for task in setup.tasks}
     start = perf_counter()
-    sums = score_rasters(setup, opened, folders, progress)
+    sums = count_rasters(setup, opened, folders, progress)
     identity = {"config_sha256": setup.config_hash, "flairhub_version": __version__}
     report = metrics_report(sums, setup.objectives, split="test", **identity)
     write_text(folder.config, resolved_yaml(config))

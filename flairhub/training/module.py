@@ -26,9 +26,9 @@ from flairhub.data import (
 from flairhub.errors import TrainingError
 from flairhub.training.average import WeightAverage
 from flairhub.training.forward import batch_confusion, network_output
+from flairhub.training.log_images import triptych
 from flairhub.training.losses import ClassLoss, Criterion, class_loss, present_target
 from flairhub.training.optimizers import OptimizerChoice
-from flairhub.training.pictures import triptych
 from flairhub.training.schedules import Plateau, Schedule
 
 logger = logging.getLogger(__name__)

@@ -16,21 +16,21 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from flairhub import __version__
 from flairhub.config import TrainConfig, resolved_yaml
+from flairhub.confusion import ConfusionSums
 from flairhub.cube import Cube, open_cube
 from flairhub.data import Transform
 from flairhub.errors import CubeError, TrainingError, WeightsError
 from flairhub.models import Network, build_network, load_into, save_bundle
 from flairhub.progress import Progress, silent
 from flairhub.training.checkpoints import check_resumable, load_weights, read_checkpoint
-from flairhub.training.evaluate import metrics_report, write_report
 from flairhub.training.fit import build_trainer, quiet_lightning, run_fit
 from flairhub.training.folder import RunFolder, write_text
 from flairhub.training.losses import Criterion
+from flairhub.training.metrics import metrics_report, write_report
 from flairhub.training.module import LearningPlan, SegmentationModule
+from flairhub.training.predict import count_rasters, load_for_prediction, predict_split, processes
 from flairhub.training.setup import Setup, read_setup
 from flairhub.training.splits import split_indices, warn_of_overlap
-from flairhub.training.sums import ConfusionSums
-from flairhub.training.testing import load_for_prediction, predict_split, processes, score_rasters
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -122,7 +122,7 @@ def train(
         sums = _timed(seconds, "predict", lambda: predict_split(setup, opened, network, report))
     elif setup.phases.score_files and main:
         folders = {task.label: setup.folder.predictions(task) for task in setup.tasks}
-        sums = _timed(seconds, "score", lambda: score_rasters(setup, opened, folders, report))
+        sums = _timed(seconds, "score", lambda: count_rasters(setup, opened, folders, report))
     else:
         return result
     return _with_scores(setup, opened, result, sums) if main else result

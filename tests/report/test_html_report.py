@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flairhub.class_raster import write_class_raster
 from flairhub.cli import main
 from flairhub.config import load_train_config
 from flairhub.cube import open_cube
@@ -22,7 +23,7 @@ from flairhub.errors import DataError
 from flairhub.report.html import write_html
 from flairhub.tasks import default_task
 from flairhub.training import evaluate
-from flairhub.training.raster import label_grid, prediction_name, write_prediction
+from flairhub.training.predict import label_grid, patch_file
 from tests.helpers.config_makers import write_train_config
 from tests.helpers.makers import PatchFiles
 from tests.helpers.waiting import HANG_S
@@ -57,8 +58,9 @@ def run(patch_files: PatchFiles, make_cube: Callable[..., Path], tmp_path_factor
         truth = cube.read(LAND, [index])[0, 0]
         wrong = rng.random(truth.shape) < (index + 1) / 12
         classes = np.where(wrong | (truth == 255), (truth.astype(int) + 1) % 15, truth).astype(np.uint8)
-        path = folder / "run" / "predictions" / LAND / prediction_name(cube, index, LAND)
-        write_prediction(path, classes, default_task(LAND), label_grid(cube, index, LAND))
+        path = folder / "run" / "predictions" / LAND / patch_file(cube, index, LAND)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_class_raster(path, classes, default_task(LAND), label_grid(cube, index, LAND))
     evaluate(load_train_config(folder), folder / "run" / "predictions", output=folder / "run")
     history = [
         {

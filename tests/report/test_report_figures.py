@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from flairhub.class_raster import NO_CLASS_COLOUR, paint
 from flairhub.errors import DataError
 from flairhub.report import (
     PanelRow,
@@ -22,7 +23,7 @@ from flairhub.report import (
 from flairhub.report.confusion import row_shares
 from flairhub.report.curves import needs_decades
 from flairhub.report.quicklook import nice_length
-from flairhub.report.style import IGNORED_COLOUR, class_handles, paint, present_classes
+from flairhub.report.style import class_handles, present_classes
 from flairhub.tasks import IGNORE_INDEX, default_task
 
 COSIA = default_task("AERIAL_LABEL-COSIA")
@@ -38,7 +39,7 @@ def test_paint_uses_the_published_colours_and_grey_for_no_label() -> None:
     painted = paint(np.array([[0, 6], [18, IGNORE_INDEX]]), COSIA)
     assert painted.tolist() == [
         [[0xDB, 0x0E, 0x9A], [0x15, 0x53, 0xAE]],
-        [[0, 0, 0], list(IGNORED_COLOUR)],
+        [[0, 0, 0], list(NO_CLASS_COLOUR)],
     ]
 
 
@@ -94,7 +95,7 @@ def test_quicklook_shows_every_class_and_nodata(tmp_path: Path) -> None:
     class_map = np.repeat(np.array([0, 6, 8, IGNORE_INDEX], np.uint8), 50).reshape(-1, 1).repeat(300, axis=1)
     path = save_quicklook(tmp_path / "map.png", class_map, COSIA, gsd_m=0.2, title="Zone", image=np.zeros((3, 4, 6)))
     found = colours_in(path)
-    assert {COSIA.classes[c].colour for c in (0, 6, 8)} | {IGNORED_COLOUR} <= found
+    assert {COSIA.classes[c].colour for c in (0, 6, 8)} | {NO_CLASS_COLOUR} <= found
 
 
 def test_large_maps_are_thinned(tmp_path: Path) -> None:

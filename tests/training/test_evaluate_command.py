@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flairhub.class_raster import read_class_raster
 from flairhub.cli import main
 from flairhub.training import train
-from flairhub.training.raster import read_classes
 from tests.helpers.makers import PatchFiles
 
 CROP = "ALL_LABEL-LPIS"
@@ -52,7 +52,7 @@ def test_it_scores_what_lies_there(
         rows = {row["patch_id"]: row for row in csv.DictReader(stream)}
     assert set(rows) == {patch_id for patch_id in learnable.patch_ids if learnable.splits[patch_id] == "test"}
     for patch_id, row in rows.items():
-        classes = read_classes(predictions / f"PRED_{learnable.files[CROP][patch_id].name}")
+        classes = read_class_raster(predictions / f"PRED_{learnable.files[CROP][patch_id].name}")
         truth = learnable.arrays[CROP][patch_id][0]
         assert float(row["accuracy"]) == pytest.approx(np.mean(classes == truth), abs=1e-6)
         assert row["domain"] == patch_id.split("_")[0]

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from flairhub.confusion import confusion_matrix, strict_scores
+from flairhub.confusion import ConfusionSums, confusion_matrix, marginals, strict_scores
 from flairhub.errors import DataError
 from flairhub.tasks import Task, numbered_classes
-from flairhub.training.intervals import RESAMPLES, bootstrap, intervals_report
-from flairhub.training.sums import ConfusionSums
+from flairhub.training.metrics import RESAMPLES, bootstrap, intervals_report
 
 NAME = "AERIAL_LABEL-COSIA"
 TASK = Task(NAME, 1, numbered_classes(5))
@@ -40,6 +39,7 @@ def test_sums_and_marginals() -> None:
         np.testing.assert_array_equal(hits, np.diag(kept))
         np.testing.assert_array_equal(truth, kept.sum(axis=1))
         np.testing.assert_array_equal(predicted, kept.sum(axis=0))
+        np.testing.assert_array_equal(marginals(matrix, (2,)), [hits, truth, predicted])
 
 
 def test_joining_parts_is_counting_together_and_nothing_counts_twice() -> None:
@@ -56,7 +56,7 @@ def test_joining_parts_is_counting_together_and_nothing_counts_twice() -> None:
 
 def test_intervals_are_percentiles_over_resampled_patches() -> None:
     sums, matrices = made()
-    found = bootstrap(list(sums.patches(NAME).values()), 5, ignored=(2,))
+    ends = bootstrap(list(sums.patches(NAME).values()), 5, ignored=(2,))
     rng = np.random.default_rng(0)
     mious, accuracies, ious = [], [], []
     for draw in rng.multinomial(12, np.full(12, 1 / 12), size=RESAMPLES):
@@ -64,12 +64,12 @@ def test_intervals_are_percentiles_over_resampled_patches() -> None:
         mious.append(scores.mean("iou"))
         accuracies.append(scores.overall_accuracy)
         ious.append(scores.iou)
-    ends = [0.025, 0.975]
-    np.testing.assert_allclose(found.miou, np.quantile(mious, ends), rtol=1e-10)
-    np.testing.assert_allclose(found.overall_accuracy, np.quantile(accuracies, ends), rtol=1e-10)
+    share = [0.025, 0.975]
+    np.testing.assert_allclose(ends.miou, np.quantile(mious, share), rtol=1e-10)
+    np.testing.assert_allclose(ends.overall_accuracy, np.quantile(accuracies, share), rtol=1e-10)
     kept = [0, 1, 3]
-    np.testing.assert_allclose(found.iou[kept], np.quantile(np.array(ious)[:, :3], ends, axis=0).T, rtol=1e-10)
-    assert np.isnan(found.iou[[2, 4]]).all()
+    np.testing.assert_allclose(ends.iou[kept], np.quantile(np.array(ious)[:, :3], share, axis=0).T, rtol=1e-10)
+    assert np.isnan(ends.iou[[2, 4]]).all()
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:

@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flairhub.class_raster import paint
 from flairhub.data import PreparedBatch
-from flairhub.tasks import IGNORE_INDEX, Task
+from flairhub.tasks import Task
 
 _GAP_PX = 4
 
@@ -28,10 +29,7 @@ def triptych(batch: PreparedBatch, position: int, classes: Tensor, task: Task) -
         (y, x, 3) uint8.
     """
     truth = batch.targets[task.label][position].cpu().numpy()
-    colours = np.full((IGNORE_INDEX + 1, 3), 235, np.uint8)
-    for row in task.classes:
-        colours[row.index] = row.colour
-    panels = [_view(batch, position, truth.shape), colours[truth], colours[classes.cpu().numpy()]]
+    panels = [_view(batch, position, truth.shape), paint(truth, task), paint(classes.cpu().numpy(), task)]
     gap = np.full((truth.shape[0], _GAP_PX, 3), 255, np.uint8)
     return np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=1)
 

@@ -1,32 +1,38 @@
-"""Scores of predictions: from sums to metrics.json, and from prediction rasters to sums."""
+"""From counts to scores: metrics.json, matrices and scores by patch, bootstrap intervals."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flairhub.confusion import published_report, strict_report
-from flairhub.errors import DataError
-from flairhub.progress import Progress, silent
-from flairhub.tasks import IGNORE_INDEX, Task
+from flairhub.confusion import (
+    ConfusionSums,
+    SparseCounts,
+    accuracy,
+    class_iou,
+    evaluated_classes,
+    macro_mean,
+    published_report,
+    strict_report,
+)
 from flairhub.training.folder import RunFolder, write_atomically, write_text
-from flairhub.training.intervals import intervals_report
 from flairhub.training.losses import TaskObjective
-from flairhub.training.raster import prediction_name, read_classes
-from flairhub.training.sums import ConfusionSums
-
-if TYPE_CHECKING:
-    from flairhub.cube import Cube
 
 FORMAT = 1
 """Version of metrics.json."""
+
+LEVEL = 0.95
+RESAMPLES = 1000
+SEED = 0
+_CHUNK = 50
 
 
 def metrics_report(sums: ConfusionSums, objectives: Sequence[TaskObjective], **context: Any) -> dict[str, Any]:
@@ -95,13 +101,12 @@ def _patches_csv(sums: ConfusionSums, objective: TaskObjective, patch_ids: Seque
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["patch_id", "domain", "pixels", "accuracy", "miou"])
+    kept = list(evaluated_classes(objective.task.n_classes, objective.ignored))
     for index, patch in sums.patches(objective.task.label).items():
-        hits, truth, predicted = patch.marginals(objective.ignored)
-        kept = [c for c in range(patch.n_classes) if c not in objective.ignored and truth[c] + predicted[c]]
-        pixels = int(truth.sum())
-        accuracy = f"{hits.sum() / pixels:.6f}" if pixels else ""
-        miou = f"{np.mean(hits[kept] / (truth + predicted - hits)[kept]):.6f}" if pixels else ""
-        writer.writerow([patch_ids[index], patch.domain, pixels, accuracy, miou])
+        counts = patch.marginals(objective.ignored)[:, kept]
+        pixels = int(counts[1].sum())
+        scores = [f"{value:.6f}" for value in (accuracy(counts), macro_mean(class_iou(counts)))] if pixels else ["", ""]
+        writer.writerow([patch_ids[index], patch.domain, pixels, *scores])
     return text.getvalue()
 
 
@@ -129,57 +134,76 @@ def _matrix_csv(matrix: NDArray[np.int64], names: Sequence[str]) -> str:
     return text.getvalue()
 
 
-def score_files(
-    cube: Cube,
-    indices: NDArray[np.int64],
-    tasks: Sequence[Task],
-    folders: Mapping[str, Path],
-    progress: Progress = silent,
-) -> ConfusionSums:
-    """Score prediction rasters that are already there.
+# --- how far scores would move with other patches
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Lower and upper ends of the scores of one task, as fractions; NaN where undefined.
+
+    Attributes:
+        miou: (2,) of the mean over classes that a resample has.
+        overall_accuracy: (2,).
+        iou: (class, 2).
+    """
+
+    miou: NDArray[np.float64]
+    overall_accuracy: NDArray[np.float64]
+    iou: NDArray[np.float64]
+
+
+def bootstrap(
+    patches: Sequence[SparseCounts], n_classes: int, ignored: Sequence[int] = (), resamples: int = RESAMPLES
+) -> Intervals:
+    """Resample whole patches with replacement and take percentiles of the strict scores (Efron 1979).
+
+    Pixels of one patch are alike, so pixels cannot be resampled; patches of one area are alike too, so the intervals
+    say how scores vary with the choice of patches, not of areas.
 
     Args:
-        cube: Holds the truth.
-        indices: (patch,) cube positions to score.
-        tasks: What was predicted.
-        folders: By task, where its rasters are.
-        progress: Told about finished patches.
-
-    Raises:
-        DataError: Rasters are missing, unreadable or do not fit the labels; the message lists them all.
+        patches: Counts of each patch, in a fixed order: the random numbers are seeded.
+        n_classes: Number of classes.
+        ignored: Classes that are not evaluated.
+        resamples: How many.
     """
-    sums, problems = ConfusionSums(tasks), []
-    for done, index in enumerate(indices.tolist(), start=1):
-        for task in tasks:
-            path = folders[task.label] / prediction_name(cube, index, task.label)
-            truth = cube.array(task.label).read([index], level=task.level)[0]
-            try:
-                classes = read_classes(path)
-                _check_classes(path, classes, truth, task)
-            except DataError as error:
-                problems.append(str(error))
-                continue
-            sums.add(task.label, index, str(cube.patches.domain[index]), truth, classes)
-        progress("score", done, len(indices))
-    if problems:
-        raise DataError(_listed(problems, len(indices) * len(tasks)))
-    return sums
+    kept = list(evaluated_classes(n_classes, ignored))
+    marginals = np.stack([patch.marginals(ignored).reshape(-1) for patch in patches]).astype(np.float64)
+    rng, n = np.random.default_rng(SEED), len(patches)
+    ious, accuracies = [], []
+    for start in range(0, resamples, _CHUNK):
+        # Scores are made of sums over patches: a resample is a weight per patch, many of them one matrix product.
+        draws = rng.multinomial(n, np.full(n, 1 / n), size=min(_CHUNK, resamples - start))
+        counts = (draws @ marginals).reshape(len(draws), 3, n_classes)
+        ious.append(class_iou(counts)[:, kept])
+        accuracies.append(accuracy(counts))
+    iou = np.full((resamples, n_classes), np.nan)
+    iou[:, kept] = np.concatenate(ious)
+    per_class = np.stack([_ends(iou[:, c]) for c in range(n_classes)])
+    return Intervals(_ends(macro_mean(iou)), _ends(np.concatenate(accuracies)), per_class)
 
 
-def _check_classes(path: Path, classes: NDArray[np.uint8], truth: NDArray[np.uint8], task: Task) -> None:
-    if classes.shape != truth.shape:
-        raise DataError(
-            f"{path}: has {classes.shape[0]} x {classes.shape[1]} px, its label {truth.shape[0]} x {truth.shape[1]}."
-        )
-    wrong = np.unique(classes[(classes >= task.n_classes) & (truth != IGNORE_INDEX)])
-    if len(wrong):
-        raise DataError(f"{path}: holds class values {wrong[:10].tolist()}, expected 0..{task.n_classes - 1}.")
+def _ends(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    values = values[np.isfinite(values)]
+    share = (1 - LEVEL) / 2
+    return np.quantile(values, (share, 1 - share)) if len(values) else np.full(2, np.nan)
 
 
-def _listed(problems: Iterable[str], total: int) -> str:
-    lines = list(problems)
-    shown = "\n".join(f"  - {line}" for line in lines)
-    return (
-        f"{len(lines)} of {total} prediction rasters cannot be scored, so no score is given:\n{shown}\n"
-        "Predict again with tasks.predict: true."
-    )
+def intervals_report(
+    patches: Sequence[SparseCounts], names: Sequence[str], ignored: Sequence[int] = ()
+) -> dict[str, Any]:
+    """Return the intervals as a JSON-ready dictionary; null ends with fewer than two patches."""
+    head: dict[str, Any] = {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED, "unit": "patch"}
+    kept = evaluated_classes(len(names), ignored)
+    if len(patches) < 2:
+        return {**head, "miou": None, "overall_accuracy": None, "per_class_iou": {names[c]: None for c in kept}}
+    ends = bootstrap(patches, len(names), ignored)
+    return {
+        **head,
+        "miou": _pair(ends.miou),
+        "overall_accuracy": _pair(ends.overall_accuracy),
+        "per_class_iou": {names[c]: _pair(ends.iou[c]) for c in kept},
+    }
+
+
+def _pair(ends: NDArray[np.float64]) -> list[float] | None:
+    return None if np.isnan(ends).any() else [float(end) for end in ends]

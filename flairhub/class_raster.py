@@ -1,0 +1,189 @@
+"""Class rasters: one band of class indices, 255 where there is no class; their colours, names, files and file names.
+
+Every colour of a picture, a GeoTIFF, a style or a catalogue comes from the row of the class in `flairhub.tasks`
+through a function of this module.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape, quoteattr
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flairhub.errors import DataError
+from flairhub.geo import GeoBox
+from flairhub.tasks import IGNORE_INDEX, Language, Task
+
+NO_CLASS_COLOUR = (235, 235, 235)
+"""Grey of pixels without a label or outside the map, in pictures; in rasters they are transparent."""
+
+_PREFIX = "PRED_"
+
+
+def paint(classes: NDArray[Any], task: Task) -> NDArray[np.uint8]:
+    """Return the colours of a class raster as a picture.
+
+    Args:
+        classes: (y, x) class indices; what is no class of the task becomes grey.
+        task: Gives the colours.
+
+    Returns:
+        (y, x, 3) uint8.
+    """
+    table = np.full((IGNORE_INDEX + 1, 3), NO_CLASS_COLOUR, np.uint8)
+    for row in task.classes:
+        table[row.index] = row.colour
+    return table[np.asarray(classes).astype(np.uint8)]
+
+
+def describe_band(dataset: Any, task: Task, language: Language | None = None) -> None:
+    """Give the band of an open raster its colour table and its name.
+
+    Args:
+        dataset: `rasterio.DatasetWriter` without pixels so far: a TIFF takes no colour table once tiles are on disk.
+        task: What the band shows.
+        language: Write the class names as tags of the band, too, in this language.
+    """
+    opaque = {row.index: (*row.colour, 255) for row in task.classes}
+    dataset.write_colormap(1, {**opaque, IGNORE_INDEX: (0, 0, 0, 0)})
+    dataset.set_band_description(1, task.label)
+    if language is not None:
+        dataset.update_tags(1, **{f"CLASS_{index}": name for index, name in enumerate(task.names_in(language))})
+
+
+def write_class_raster(
+    path: Path, classes: NDArray[np.uint8], task: Task, grid: GeoBox | None, final: Path | None = None
+) -> None:
+    """Write a class raster as a GeoTIFF and read it back.
+
+    Args:
+        path: File to write; its folder exists.
+        classes: (y, x) class indices, 255 = no class.
+        task: Gives the colour table.
+        grid: Georeferencing; None writes none.
+        final: Name that the file gets afterwards, for messages.
+
+    Raises:
+        DataError: It cannot be written, or does not read back equal.
+    """
+    import rasterio
+    from rasterio.errors import RasterioError
+
+    profile: dict[str, Any] = {
+        "driver": "GTiff",
+        "dtype": "uint8",
+        "count": 1,
+        "height": classes.shape[0],
+        "width": classes.shape[1],
+        "nodata": IGNORE_INDEX,
+        "compress": "deflate",
+    }
+    if grid is not None:
+        profile["transform"] = grid.affine()
+        if grid.crs_wkt:
+            profile["crs"] = grid.crs_wkt
+    shown = path if final is None else final
+    try:
+        with _ungeoreferenced_allowed(), rasterio.open(path, "w", **profile) as target:
+            describe_band(target, task)
+            target.write(classes, 1)
+        written = read_class_raster(path)
+    except RasterioError as error:
+        raise DataError(f"{shown}: cannot be written: {error}") from error
+    if not np.array_equal(written, classes):
+        raise DataError(f"{shown}: does not read back as written. Check the disk.")
+
+
+def read_class_raster(path: str | Path) -> NDArray[np.uint8]:
+    """Return (y, x) uint8 of a class raster.
+
+    Raises:
+        DataError: Missing, unreadable, several bands, or not uint8.
+    """
+    import rasterio
+    from rasterio.errors import RasterioError
+
+    try:
+        with _ungeoreferenced_allowed(), rasterio.open(path, driver="GTiff") as source:
+            if source.count != 1 or source.dtypes[0] != "uint8":
+                raise DataError(f"{path}: got {source.count} bands of {source.dtypes[0]}, expected 1 of uint8.")
+            values: NDArray[np.uint8] = source.read(1)
+            return values
+    except RasterioError as error:
+        what = "cannot be read" if Path(path).exists() else "is missing"
+        raise DataError(f"{path}: {what}: {error}") from error
+
+
+@contextmanager
+def _ungeoreferenced_allowed() -> Iterator[None]:
+    """Predictions without `georeferencing_output` have no transform, on purpose."""
+    from rasterio.errors import NotGeoreferencedWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
+
+
+# --- beside the raster
+
+
+def category_xml(task: Task, language: Language = "en") -> str:
+    """Return GDAL's sidecar (`.aux.xml`) with the class names of a map."""
+    names = "".join(f"      <Category>{escape(name)}</Category>\n" for name in task.names_in(language))
+    return (
+        '<PAMDataset>\n  <PAMRasterBand band="1">\n    <CategoryNames>\n'
+        f"{names}    </CategoryNames>\n  </PAMRasterBand>\n</PAMDataset>\n"
+    )
+
+
+def qgis_style(task: Task, language: Language = "en") -> str:
+    """Return a QGIS style (`.qml`) with the colours and names of a class map."""
+    entries = "".join(
+        f'        <paletteEntry value="{row.index}" color="{row.css}" alpha="255" label={quoteattr(name)}/>\n'
+        for row, name in zip(task.classes, task.names_in(language), strict=True)
+    )
+    return (
+        "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
+        '<qgis version="3.22" styleCategories="Symbology">\n  <pipe>\n'
+        '    <rasterrenderer type="paletted" band="1" opacity="1" alphaBand="-1">\n      <colorPalette>\n'
+        f"{entries}      </colorPalette>\n    </rasterrenderer>\n  </pipe>\n</qgis>\n"
+    )
+
+
+def stac_classes(task: Task) -> list[dict[str, Any]]:
+    """Return `classification:classes` of the STAC classification extension, both languages."""
+    return [
+        {"value": row.index, "name": row.name, "title": row.name_fr, "color_hint": row.css[1:].upper()}
+        for row in task.classes
+    ]
+
+
+# --- names of prediction files
+
+
+def prediction_name(domain: str, label: str, roi: str, cell: Sequence[int]) -> str:
+    """Return the published name of a patch's prediction, `PRED_<label file name>`.
+
+    Args:
+        domain: Such as `D012-2019`.
+        label: Label set.
+        roi: Such as `AF-S1-27`.
+        cell: Row and column of the patch in its ROI.
+    """
+    return f"{_PREFIX}{domain}_{label}_{roi}_{cell[0]}-{cell[1]}.tif"
+
+
+def prediction_files(folder: Path) -> dict[str, Path]:
+    """Return the prediction rasters of one label set in a folder, by patch id (`<domain>_<roi>_<row>-<col>`)."""
+    files = {}
+    for path in sorted(folder.glob(f"{_PREFIX}*.tif")):
+        # The label set stands in the middle and has underscores of its own.
+        domain, *_, roi, cell = path.stem.removeprefix(_PREFIX).split("_")
+        files[f"{domain}_{roi}_{cell}"] = path
+    return files
