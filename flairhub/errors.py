@@ -57,3 +57,11 @@ class ZoneError(FlairhubError):
 
 class TrainingError(FlairhubError):
     """Training or evaluation cannot go on."""
+
+
+class JobError(FlairhubError):
+    """A job killed its workers again and again, or nobody is left to do it."""
+
+
+class LockError(FlairhubError):
+    """Another process is writing the same thing, or the file system cannot say whether one is."""

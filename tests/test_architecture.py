@@ -14,7 +14,8 @@ FLOORS = {
     "errors": 0,
     "progress": 0,
     "validity": 0,
-    "workers": 0,
+    "version": 0,
+    "jobs": 0,
     "modalities": 1,
     "tasks": 1,
     "baselines": 2,
@@ -35,6 +36,10 @@ FLOORS = {
     "cli": 9,
     "__main__": 10,
 }
+GROUND = {"errors", "progress", "version"}
+"""What every room may import, those on floor 0 too."""
+CIRCLE_LEFT = {f"inference/{name}.py" for name in ("batches", "block", "lazy", "zone")}
+"""Files that still import each other."""
 TORCH_FREE = {room for room, floor in FLOORS.items() if floor < FLOORS["data"]} | {"ingest"}
 
 
@@ -67,10 +72,55 @@ def test_imports_point_down(path: Path) -> None:
         parts = module.split(".")
         if parts[0] == "torch" or parts[0] == "lightning":
             assert room not in TORCH_FREE, f"{path}:{line}: torch below data/"
-        if parts[0] != "flairhub" or len(parts) == 1 or parts[1] in {room, "__version__"}:
+        if parts[0] != "flairhub" or len(parts) == 1 or parts[1] == room:
             continue
         assert parts[1] in FLOORS, f"{path}:{line}: unknown room {parts[1]}"
-        assert FLOORS[parts[1]] < FLOORS[room], f"{path}:{line}: {room} must not import {parts[1]}"
+        below = parts[1] in GROUND and room not in GROUND
+        assert below or FLOORS[parts[1]] < FLOORS[room], f"{path}:{line}: {room} must not import {parts[1]}"
+
+
+def files_imported_by(path: Path) -> set[Path]:
+    """Files of the package that a file names in an import, at whatever level and also for types only."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            # The longest part of a name that is a file: what follows is something in it.
+            while parts[0] == "flairhub" and len(parts) > 1:
+                place = PACKAGE.joinpath(*parts[1:])
+                file = next((one for one in (place.with_suffix(".py"), place / "__init__.py") if one.is_file()), None)
+                if file is not None:
+                    found.add(file)
+                    break
+                parts.pop()
+    return found - {path}
+
+
+def circles(arrows: dict[Path, set[Path]]) -> list[list[Path]]:
+    """Groups of files of which each leads to each other."""
+    reached: dict[Path, set[Path]] = {}
+    for start in arrows:
+        seen: set[Path] = set()
+        waiting = [start]
+        while waiting:
+            for path in arrows.get(waiting.pop(), set()) - seen:
+                seen.add(path)
+                waiting.append(path)
+        reached[start] = seen
+    groups = {frozenset({other for other in seen if path in reached[other]}) for path, seen in reached.items()}
+    return sorted(sorted(group) for group in groups if group)
+
+
+def test_no_file_leads_back_to_itself() -> None:
+    """No two files import each other, not even inside a function or for types; nor in a longer circle."""
+    found = circles({path: files_imported_by(path) for path in SOURCES})
+    named = [[str(path.relative_to(PACKAGE)) for path in group] for group in found]
+    assert [group for group in named if not set(group) <= CIRCLE_LEFT] == []
 
 
 def test_every_room_has_a_floor() -> None:

@@ -10,8 +10,8 @@ from importlib import import_module
 
 import click
 
-from flairhub import __version__
 from flairhub.errors import FlairhubError
+from flairhub.version import __version__
 
 _COMMANDS = {
     "ingest": "Convert FLAIR-HUB files to a Zarr cube.",

@@ -133,7 +133,7 @@ def _row(cube: Cube, name: str) -> tuple[str, ...]:
     import numpy as np
 
     from flairhub.cube.cube import is_local
-    from flairhub.cube.shards import folder_bytes
+    from flairhub.jobs import folder_bytes
 
     reader, facts = cube.array(name), cube.info(name)
     size = ""
@@ -165,9 +165,9 @@ def _show_zone(path: Path) -> None:
     from rich.table import Table
 
     from flairhub.cli.console import console
-    from flairhub.cube.shards import folder_bytes
     from flairhub.cube.zone import open_zone_cube
     from flairhub.geo import crs_name
+    from flairhub.jobs import folder_bytes
 
     cube = open_zone_cube(path)
     box = next(iter(cube.layers.values())).geobox

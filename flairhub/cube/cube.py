@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flairhub.cube.reader import ArrayReader, Backend
-from flairhub.cube.spec import FORMAT_VERSION, NO_DAY, PATCHES, ROOT_KEY
+from flairhub.cube.spec import FORMAT_VERSION, NO_DAY, PATCHES, ROOT_KEY, fill_value
 from flairhub.cube.table import NUMBER_COLUMNS, TEXT_COLUMNS, PatchTable
 from flairhub.cube.zone_spec import ZONE_KEY
 from flairhub.errors import CubeError, UsageError
@@ -22,6 +22,8 @@ from flairhub.timeseries import NO_DATE, CloudFilter
 if TYPE_CHECKING:
     import xarray as xr
 
+BLOCK_PATCHES = 16
+"""Most patches per dask block of `Cube.to_xarray`."""
 
 _ROOT_KEYS = ("plan", "n_patches", "modalities", "crs_wkt", "footprint_m")
 
@@ -185,10 +187,28 @@ class Cube:
         return self.average(name, average).read(indices)
 
     def to_xarray(self, name: str) -> xr.Dataset:
-        """Return a modality as a lazy dask-backed dataset; see `flairhub.cube.lazy.patch_dataset`."""
-        from flairhub.cube.lazy import patch_dataset
+        """Return all patches of a modality as a lazy dataset, read through the same reader as training.
 
-        return patch_dataset(self, name)
+        Returns:
+            `data` with the stored dimensions and dtype, in dask blocks of whole patches; `present` (patch), which is
+            False where `data` holds the fill value because the patch is recorded as missing; for series `n_dates`
+            (patch) and `date` (patch, time). Coordinates on `patch`: patch_id, domain, roi, row, col, x_min, y_max,
+            split.
+        """
+        import xarray as xr
+
+        reader = self.array(name)
+        table = self.patches
+        columns = ("patch_id", "domain", "roi", "row", "col", "x_min", "y_max", "split")
+        coordinates: dict[str, Any] = {column: ("patch", getattr(table, column)) for column in columns}
+        coordinates[reader.dims[-3]] = list(modality(name).bands)
+        data = _lazy_patches(self, name)
+        variables: dict[str, Any] = {"data": (reader.dims, data), "present": ("patch", self.present(name))}
+        if modality(name).is_series:
+            series = self.series(name)
+            variables["n_dates"] = ("patch", series.n_dates)
+            variables["date"] = (("patch", "time"), series.dates.astype("datetime64[ns]"))
+        return xr.Dataset(variables, coordinates, attrs=dict(self.info(name)))
 
     def _reader(self, path: str, name: str) -> ArrayReader:
         if path not in self._readers:
@@ -282,3 +302,32 @@ def _days(stored: NDArray[np.int32]) -> NDArray[np.datetime64]:
     days = stored.astype(np.int64).astype("datetime64[D]")
     days[stored == NO_DAY] = NO_DATE
     return days
+
+
+def _lazy_patches(cube: Cube, name: str) -> Any:
+    """All patches of a modality as a dask array in blocks of whole patches."""
+    import dask.array as da
+
+    reader = cube.array(name)
+    step = min(BLOCK_PATCHES, reader.shard_patches)
+    sizes = tuple(min(step, cube.n_patches - start) for start in range(0, cube.n_patches, step))
+    return da.map_blocks(
+        _read_block,
+        da.arange(cube.n_patches, chunks=(sizes,)),
+        cube,
+        name,
+        dtype=reader.dtype,
+        chunks=(sizes, *((size,) for size in reader.shape[1:])),
+        new_axis=list(range(1, len(reader.shape))),
+        meta=np.empty((0,) * len(reader.shape), dtype=reader.dtype),
+    )
+
+
+def _read_block(positions: NDArray[np.int64], cube: Cube, name: str) -> NDArray[Any]:
+    """Read patches; those recorded as missing hold the fill value."""
+    reader = cube.array(name)
+    out = np.full((len(positions), *reader.shape[1:]), fill_value(modality(name)), dtype=reader.dtype)
+    present = cube.present(name)[positions]
+    for row in np.flatnonzero(present):
+        reader.read_into(positions[row : row + 1], out[row : row + 1])
+    return out

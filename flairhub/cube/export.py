@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import uuid
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ from numpy.typing import NDArray
 from flairhub.cube.cube import Cube
 from flairhub.cube.roi import open_roi
 from flairhub.errors import CubeError, FlairhubError, OutputExistsError, UsageError
+from flairhub.jobs import placed
 from flairhub.modalities import Kind, modality
 from flairhub.tasks import IGNORE_INDEX
 
@@ -114,27 +112,21 @@ def _write(
         "predictor": "yes",
         "overviews": "none",
     }
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tif")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
-            with rasterio.open(temporary, "w", **profile) as written:
-                written.write(values)
-                for band, label in enumerate(labels, start=1):
-                    written.set_band_description(band, label)
-                written.update_tags(modality=name)
-                if present is not None and profile["nodata"] is None:
-                    written.write_mask(present)
-            with rasterio.open(temporary) as read:
-                same = np.array_equal(read.read(), values, equal_nan=floats)
-        if not same:
-            raise CubeError(f"{target}: what was written reads back differently; nothing was kept.")
-        os.replace(temporary, target)
+        with placed(target) as temporary:
+            with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+                with rasterio.open(temporary, "w", **profile) as written:
+                    written.write(values)
+                    for band, label in enumerate(labels, start=1):
+                        written.set_band_description(band, label)
+                    written.update_tags(modality=name)
+                    if present is not None and profile["nodata"] is None:
+                        written.write_mask(present)
+                with rasterio.open(temporary) as read:
+                    same = np.array_equal(read.read(), values, equal_nan=floats)
+            if not same:
+                raise CubeError(f"{target}: what was written reads back differently; nothing was kept.")
     except FlairhubError:
         raise
     except Exception as error:  # of the system, or any of GDAL's, which have no type in common
         raise CubeError(f"{target}: cannot be written: {error}. Nothing was kept.") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)

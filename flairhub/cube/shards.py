@@ -6,26 +6,18 @@ chunk, followed by the CRC-32C of the index. https://zarr-specs.readthedocs.io/e
 
 from __future__ import annotations
 
-import os
-import uuid
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from types import TracebackType
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from flairhub.cube.codecs import CRC_BYTES, checked_payload, crc_bytes
-from flairhub.cube.faults import reach
+from flairhub.jobs import FileWriter
 
 ABSENT = 2**64 - 1
 """Offset and length, in an index, of a chunk that does not exist."""
-
-TEMPORARY_SUFFIX = ".tmp"
-
-_SYNC_THREADS = 8
 
 
 def index_bytes(n_chunks: int) -> int:
@@ -66,51 +58,6 @@ def _index_pieces(lengths: Sequence[int | None]) -> list[bytes]:
     return [table, crc_bytes(table)]
 
 
-class FileWriter:
-    """Writes a file piece by piece, so that it is either whole or absent: a context manager.
-
-    Attributes:
-        length: Bytes so far.
-        checksum: CRC-32C so far.
-    """
-
-    def __init__(self, path: Path, durable: bool = False):
-        """Open a temporary file beside `path`; its folder is made.
-
-        Args:
-            path: The file.
-            durable: Have it on disk before it gets its name, in case the power fails.
-        """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.length = self.checksum = 0
-        self._durable = durable
-        self._path, self._temporary = path, path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{TEMPORARY_SUFFIX}")
-        self._stream = self._temporary.open("wb")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def write(self, piece: bytes) -> None:
-        """Append bytes."""
-        self._stream.write(piece)
-        self.checksum, self.length = google_crc32c.extend(self.checksum, piece), self.length + len(piece)
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None and self._durable:
-                self._stream.flush()
-                os.fsync(self._stream.fileno())
-            self._stream.close()
-            if kind is None:
-                reach("file-rename")
-                os.replace(self._temporary, self._path)
-                return
-        except BaseException:
-            self._temporary.unlink(missing_ok=True)
-            raise
-        self._temporary.unlink(missing_ok=True)
-
-
 class ShardWriter(FileWriter):
     """Writes one shard chunk by chunk; only the index stays in memory."""
 
@@ -133,47 +80,14 @@ class ShardWriter(FileWriter):
             self.write(part)
         self._lengths.append(None if parts is None else sum(len(part) for part in parts))
 
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             if kind is None:
                 for piece in _index_pieces(self._lengths + [None] * (self._n_chunks - len(self._lengths))):
                     self.write(piece)
-        except BaseException as error:
-            super().__exit__(type(error), *rest)
+        except BaseException as failure:
+            super().__exit__(type(failure), failure, failure.__traceback__)
             raise
-        super().__exit__(kind, *rest)
-
-
-def write_file(path: Path, pieces: Sequence[bytes], durable: bool = False) -> tuple[int, int]:
-    """Write a file so that it is either whole or absent; `durable`: also when the power fails.
-
-    Returns:
-        Its length in bytes and the CRC-32C of all of it.
-    """
-    with FileWriter(path, durable) as target:
-        for piece in pieces:
-            target.write(piece)
-    return target.length, target.checksum
-
-
-def to_disk(paths: Iterable[Path]) -> None:
-    """Wait until the system has written files to disk.
-
-    In several threads: a file system commits what they ask for together, ten times faster than one after the other.
-    """
-    with ThreadPoolExecutor(_SYNC_THREADS) as pool:
-        for _ in pool.map(_sync, paths):
-            pass
-
-
-def folder_bytes(folder: Path) -> int:
-    """Return the size of all files of a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        super().__exit__(kind, error, trace)

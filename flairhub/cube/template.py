@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,8 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flairhub.cube.faults import reach
-from flairhub.cube.shards import to_disk, write_file
 from flairhub.cube.spec import (
     DATE_ATTRIBUTES,
     FORMAT_VERSION,
@@ -26,6 +23,7 @@ from flairhub.cube.spec import (
     SMALL_CODEC,
     ArraySpec,
 )
+from flairhub.jobs import reach, to_disk, write_file
 from flairhub.modalities import modality
 from flairhub.timeseries import CloudFilter, period_count
 
@@ -185,45 +183,24 @@ def side_chunk(values: NDArray[Any], patches: int, fill: Any) -> bytes:
 
 
 def consolidate(folder: Path) -> None:
-    """Copy all metadata into each group's own, so that one read opens any of them.
+    """Copy all metadata into each group's own, so that one read opens any of them; the root last.
 
-    What zarr-python's `consolidate_metadata` of every group writes, byte by byte, several times faster.
+    zarr-python replaces every file in one step: whoever reads the root sees the old or the new whole.
     """
-    documents = dict(_documents(folder, ""))
-    plain = {path: _with_members(document, {}) for path, document in documents.items()}
-    # The root last and in one step: whoever reads it sees the old or the new whole.
-    for path in sorted(documents, key=lambda path: -len(path)):
-        if documents[path]["node_type"] == "group":
-            below = {
-                name[len(path) :]: document
-                for name, document in plain.items()
-                if name.startswith(path) and name != path
-            }
-            ordered = sorted(below, key=lambda name: (name.count("/"), name.casefold()))
-            whole = _with_members(documents[path], {name.rstrip("/"): below[name] for name in ordered})
-            write_file(folder / path / "zarr.json", [json.dumps(whole, indent=2).encode()])
+    import zarr
+
+    with quiet():
+        for group in _groups(folder):
+            zarr.consolidate_metadata(str(group), zarr_format=3)
 
 
-def _documents(folder: Path, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the metadata of a group and of all nodes below; paths end with a slash, the root's is empty."""
-    document = json.loads((folder / path / "zarr.json").read_text())
-    yield path, document
-    if document["node_type"] == "group":
-        for entry in os.scandir(folder / path):
-            if entry.is_dir():
-                yield from _documents(folder, f"{path}{entry.name}/")
-
-
-def _with_members(document: dict[str, Any], members: dict[str, Any]) -> dict[str, Any]:
-    """Return a group's metadata with that of its members; an array's as it is."""
-    if document["node_type"] != "group":
-        return document
-    return {
-        "attributes": document["attributes"],
-        "zarr_format": document["zarr_format"],
-        "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": members},
-        "node_type": "group",
-    }
+def _groups(folder: Path) -> Iterator[Path]:
+    """Yield the groups of a store, each after those inside it; arrays, with their many chunks, are not looked into."""
+    if json.loads((folder / "zarr.json").read_text())["node_type"] == "group":
+        for entry in sorted(folder.iterdir()):
+            if (entry / "zarr.json").is_file():
+                yield from _groups(entry)
+        yield folder
 
 
 def _create_group(root: Any, group: GroupTemplate, template: CubeTemplate) -> None:
@@ -341,16 +318,3 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def sweep(folder: Path) -> int:
-    """Remove the temporary files that a killed writer left; return how many there were."""
-    leftovers = [
-        path
-        for path in folder.rglob("*")
-        if path.is_file()
-        and ((path.name.startswith(".") and path.name.endswith(".tmp")) or path.name.endswith(".partial"))
-    ]
-    for path in leftovers:
-        os.unlink(path)
-    return len(leftovers)

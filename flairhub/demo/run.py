@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flairhub.confusion import confusion_matrix, strict_scores
-from flairhub.cube.shards import folder_bytes
 from flairhub.demo.configs import IGNORED_COSIA
 from flairhub.demo.dataset import DemoData, make_demo_data
 from flairhub.demo.pictures import draw_pictures, read_raster
 from flairhub.demo.plan import DemoPlan
+from flairhub.jobs import folder_bytes
 from flairhub.modalities import MODALITIES
 from flairhub.progress import Progress, silent
 from flairhub.tasks import default_task

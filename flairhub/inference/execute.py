@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from flairhub.errors import FlairhubError, UsageError, ZoneError
-from flairhub.workers import local_client, quiet_distributed
+from flairhub.jobs.processes import local_client, quiet_distributed
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")

@@ -15,6 +15,7 @@ import torch
 
 from flairhub.data.prepare import Preparation
 from flairhub.errors import UsageError, WeightsError
+from flairhub.jobs import sha256_of
 from flairhub.tasks import Task
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def published_ref(
     """
     if not path.is_file():
         raise WeightsError(f"model_weights: no file {path}. Expected published weights or a bundle folder.")
-    digest = _sha256(path)
+    digest = sha256_of(path)
     return ModelRef("published", str(path.resolve()), digest, digest, preparations, tasks, spec, device)
 
 
@@ -211,11 +212,6 @@ def _key(ref: ModelRef) -> tuple[str, ...]:
 def _lock(device: str) -> threading.Lock:
     # One per device: two models on it take turns as well.
     return _LOCKS.setdefault(device, threading.Lock())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def choose_device(use_gpu: bool | None) -> str:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flairhub import __version__
 from flairhub.class_raster import category_xml, qgis_style
 from flairhub.errors import OutputExistsError
 from flairhub.inference.block import MapPlan, plan_map, predict_block
@@ -40,6 +39,7 @@ from flairhub.inference.work import Block, BlockRecord, BlockStore, Work, found_
 from flairhub.inference.zone import Zone, source_facts
 from flairhub.progress import Progress, silent
 from flairhub.tasks import IGNORE_INDEX, Task
+from flairhub.version import __version__
 
 if TYPE_CHECKING:
     from flairhub.models import Model

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flairhub import __version__
 from flairhub.class_raster import stac_classes
 from flairhub.geo import GeoBox
 from flairhub.inference.block import MapPlan
 from flairhub.inference.outputs import CONFIDENCE_SCALE, Layer
 from flairhub.inference.zone import Zone
 from flairhub.tasks import IGNORE_INDEX, Task
+from flairhub.version import __version__
 
 
 def write_tiles(plan: MapPlan, path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from flairhub.errors import FlairhubError, UsageError
 from flairhub.ingest.job import Job, JobResult
 from flairhub.ingest.jobs import run_job
-from flairhub.workers import local_client
+from flairhub.jobs.processes import local_client
 
 JOBS_PER_WORKER = 2
 """Jobs handed out ahead per worker: enough to keep it busy, few enough to keep memory flat."""

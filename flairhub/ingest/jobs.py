@@ -13,14 +13,14 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from flairhub.cube.faults import reach
-from flairhub.cube.shards import ShardWriter, write_file
+from flairhub.cube.shards import ShardWriter
 from flairhub.cube.spec import NO_DAY
 from flairhub.cube.template import AverageTemplate, side_chunk
 from flairhub.errors import DataError
 from flairhub.ingest.geotiff import Raster, gdal, lossless, read_raster
 from flairhub.ingest.job import Job, JobResult
 from flairhub.ingest.statistics import BandTally, Tally, add_bands, histogram, tally_bands
+from flairhub.jobs import reach, write_file
 from flairhub.tasks import IGNORE_INDEX
 from flairhub.timeseries import average_series, keep_dates
 

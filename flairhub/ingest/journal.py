@@ -14,11 +14,10 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from flairhub.cube.faults import reach
-from flairhub.cube.shards import write_file
 from flairhub.cube.spec import INGEST, JOURNAL
 from flairhub.ingest.job import JobResult
 from flairhub.ingest.statistics import Tally
+from flairhub.jobs import reach, write_file
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,8 @@ import numpy as np
 
 from flairhub.cube.codecs import require_little_endian
 from flairhub.cube.cube import open_cube
-from flairhub.cube.faults import reach
-from flairhub.cube.shards import folder_bytes, to_disk
 from flairhub.cube.spec import FORMAT_VERSION
-from flairhub.cube.template import GroupResult, create_store, finish_store, root_attributes, sweep
+from flairhub.cube.template import GroupResult, create_store, finish_store, root_attributes
 from flairhub.errors import CubeError, DataError, FlairhubError, OutputExistsError, UsageError
 from flairhub.ingest.execute import choose_workers, run_jobs
 from flairhub.ingest.job import Job, JobResult
@@ -27,7 +25,8 @@ from flairhub.ingest.plan import AverageRequest, Options, Plan, Planner
 from flairhub.ingest.sources import Source, modalities_of_config, restrict, source_of_config, source_of_folder
 from flairhub.ingest.statistics import summarise
 from flairhub.ingest.summary import MAX_SKIPPED, IngestReport, skipped_patches, write_report
-from flairhub.ingest.target import is_disk_full, make_place, reading, writing
+from flairhub.ingest.target import make_place, reading, writing
+from flairhub.jobs import folder_bytes, is_disk_full, reach, sweep, to_disk
 from flairhub.modalities import MODALITIES, modality
 from flairhub.progress import Progress, silent
 from flairhub.tasks import level_sizes

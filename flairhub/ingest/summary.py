@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flairhub.cube.shards import write_file
 from flairhub.cube.spec import INGEST
 from flairhub.ingest.job import Job
 from flairhub.ingest.journal import Entry
+from flairhub.jobs import write_file
 
 REPORT = "report.json"
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from flairhub.errors import CubeError, DataError, UsageError
 from flairhub.ingest.lock import writer_lock
+from flairhub.jobs import discard_folder, is_disk_full, place_folder, remove_leftovers
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 """Also a URL that went through `Path`, which makes one slash of two."""
@@ -57,11 +56,6 @@ def reading() -> Iterator[None]:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror or error}.") from error
 
 
-def is_disk_full(error: object) -> bool:
-    """True for the errors of a full disk, an exhausted quota, a file that may not grow."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
 def make_place(path: Path, keep: bool, create: Callable[[Path], None]) -> bool:
     """Put an empty store at `path`, in one step; remove what stopped runs left beside it.
 
@@ -73,15 +67,10 @@ def make_place(path: Path, keep: bool, create: Callable[[Path], None]) -> bool:
     Returns:
         True when the store is new.
     """
-    partial, replaced = (path.with_name(path.name + end) for end in (".partial", ".replaced"))
-    for leftover in (partial, replaced):
-        shutil.rmtree(leftover, ignore_errors=True)
+    remove_leftovers(path)
     if path.exists():
         if keep:
             return False
-        # Away in one step: a half-removed store would be no cube any more, and nobody would dare to remove it.
-        path.rename(replaced)
-        shutil.rmtree(replaced)
-    create(partial)
-    partial.rename(path)
+        discard_folder(path)
+    place_folder(path, create)
     return True

@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flairhub.cube.codecs import ChunkCodec, require_little_endian
-from flairhub.cube.faults import reach
-from flairhub.cube.shards import ShardWriter, folder_bytes, to_disk
-from flairhub.cube.template import root_attributes, set_status, sweep
+from flairhub.cube.shards import ShardWriter
+from flairhub.cube.template import root_attributes, set_status
 from flairhub.cube.zone import open_zone_cube
 from flairhub.cube.zone_spec import (
     DATA,
@@ -37,6 +36,7 @@ from flairhub.errors import OutputExistsError, UsageError
 from flairhub.ingest.job import digest
 from flairhub.ingest.journal import Entry, Journal
 from flairhub.ingest.target import make_place, writing
+from flairhub.jobs import folder_bytes, reach, sweep, to_disk
 from flairhub.progress import Progress, silent
 
 STAGE = "ingest zone"

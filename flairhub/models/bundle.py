@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,15 +16,16 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from flairhub import __version__
 from flairhub.errors import FlairhubError, OutputExistsError, WeightsError
+from flairhub.jobs import place_folder, sha256_of, write_text
 from flairhub.modalities import modality
-from flairhub.models.files import read_tensors, sha256
+from flairhub.models.files import read_tensors
 from flairhub.models.network import Network
 from flairhub.models.spec import NetworkSpec
 from flairhub.prepare import ImagePreparation
 from flairhub.tasks import LabelClass, Task
 from flairhub.timeseries import SeriesPreparation
+from flairhub.version import __version__
 
 FORMAT = 1
 MANIFEST = "model.json"
@@ -91,10 +89,9 @@ def save_bundle(
     if path.exists() and not (overwrite and (path / MANIFEST).is_file()):
         raise OutputExistsError(f"{path} exists already. Choose another place, or ask for overwriting a bundle.")
     _check_fit(network.spec, preparations, tasks, bands)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        folder.chmod(0o755)
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
         tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
         save_file(tensors, folder / WEIGHTS)
         manifest = {
@@ -107,14 +104,13 @@ def save_bundle(
             },
             "tasks": [asdict(task) for task in sorted(tasks, key=lambda t: list(network.spec.tasks).index(t.label))],
             "ref_date": ref_date,
-            "weights": {"file": WEIGHTS, "sha256": sha256(folder / WEIGHTS)},
+            "weights": {"file": WEIGHTS, "sha256": sha256_of(folder / WEIGHTS)},
             "training": dict(training or {}),
         }
         manifest["sha256"] = _digest(manifest)
-        _write_text(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
-        _replace(folder, path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        write_text(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+
+    place_folder(path, write)
     return path
 
 
@@ -140,7 +136,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Model:
         raise WeightsError(f"{path / MANIFEST}: not a usable model description ({error!r}).") from error
     if weights.parent != path:
         raise WeightsError(f"{path / MANIFEST}: the weights must lie in the bundle, got {weights}.")
-    if weights.is_file() and (found := sha256(weights)) != expected:
+    if weights.is_file() and (found := sha256_of(weights)) != expected:
         raise WeightsError(f"{weights}: damaged: sha256 {found}, expected {expected}. Copy the bundle again.")
     tensors = read_tensors(weights)
     network = Network(spec)
@@ -203,21 +199,3 @@ def _task(row: Mapping[str, Any]) -> Task:
 
 def _digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
-
-
-def _write_text(file: Path, text: str) -> None:
-    with file.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _replace(folder: Path, path: Path) -> None:
-    """Move a finished folder into place, over an older bundle."""
-    if not path.exists():
-        folder.rename(path)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-    path.rename(old / path.name)
-    folder.rename(path)
-    shutil.rmtree(old, ignore_errors=True)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from flairhub.config.derive import input_preparations, label_tasks
 from flairhub.config.train_schema import MultitempModel, TrainConfig
 from flairhub.errors import OutputExistsError
+from flairhub.jobs import sha256_of
 from flairhub.modalities import modality
 from flairhub.models.bundle import save_bundle
-from flairhub.models.files import sha256
 from flairhub.models.from_config import network_spec
 from flairhub.models.published import Accounting, read_published
 
@@ -63,7 +63,7 @@ def convert(
         bands={name: modality(name).bands for name in spec.inputs},
         training={
             "converted_from": weights.name,
-            "converted_sha256": sha256(weights),
+            "converted_sha256": sha256_of(weights),
             "tensors": accounting.counts(),
             "reinitialised": accounting.reinitialised,
         },

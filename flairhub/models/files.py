@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from flairhub.errors import WeightsError
 
-_HASH_BLOCK = 1 << 22
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
 
 
@@ -55,12 +53,3 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise WeightsError(f"{path}: holds no named tensors, expected a state_dict.")
     return tensors
-
-
-def sha256(path: Path) -> str:
-    """Return the sha256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import logging
-import os
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flairhub import __version__
 from flairhub.baselines import find_baseline
 from flairhub.errors import DataError, FlairhubError
+from flairhub.jobs import write_text
 from flairhub.report.confusion import save_confusion
 from flairhub.report.curves import save_curves
 from flairhub.report.examples import example_rows
 from flairhub.report.panels import save_panels
 from flairhub.report.run_facts import RunFacts, read_run
 from flairhub.tasks import Task
+from flairhub.version import __version__
 
 if TYPE_CHECKING:
     from flairhub.cube import Cube
@@ -93,13 +93,9 @@ def write_html(run: str | Path, *, cube: str | Path | Cube | None = None, output
             config_text=facts.config_text,
             versions=_versions(facts),
         )
-    partial = target.with_name(target.name + ".partial")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, target)
+        write_text(target, text)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise DataError(f"{target}: cannot be written: {error}") from error
     return target
 

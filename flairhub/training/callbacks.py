@@ -14,8 +14,9 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
+from flairhub.jobs import placed
 from flairhub.progress import Progress
-from flairhub.training.folder import PARTIAL, RunFolder, write_atomically, write_text
+from flairhub.training.folder import RunFolder, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -26,13 +27,8 @@ class WholeFiles(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint; see Lightning's `CheckpointIO`."""
 
-        def write(partial: Path) -> None:
-            with partial.open("wb") as stream:
-                torch.save(checkpoint, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-
-        write_atomically(Path(path), write)
+        with placed(Path(path), durable=True) as partial, partial.open("wb") as stream:
+            torch.save(checkpoint, stream)
 
 
 class Checkpoints(Checkpoint):
@@ -116,14 +112,12 @@ class Checkpoints(Checkpoint):
 
 def _same_file(source: Path, target: Path) -> None:
     """Give a finished file a second name, replacing what has it."""
-    partial = target.with_name(target.name + PARTIAL)
-    partial.unlink(missing_ok=True)
-    try:
-        os.link(source, partial)
-    except OSError:
-        # No hard links on this file system.
-        shutil.copyfile(source, partial)
-    os.replace(partial, target)
+    with placed(target) as partial:
+        try:
+            os.link(source, partial)
+        except OSError:
+            # No hard links on this file system.
+            shutil.copyfile(source, partial)
 
 
 class RunReporter(Callback):

@@ -93,4 +93,10 @@ def strip_optimizer(path: Path) -> None:
     }
     if STATE_KEY in kept:
         kept[STATE_KEY] = {name: value for name, value in kept[STATE_KEY].items() if name != "learning_weights"}
-    write_atomically(path, lambda partial: torch.save(kept, partial))
+
+    def write(partial: Path) -> None:
+        # To a stream: to a path torch would write the temporary name into the file.
+        with partial.open("wb") as stream:
+            torch.save(kept, stream)
+
+    write_atomically(path, write)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from time import perf_counter
 
-from flairhub import __version__
 from flairhub.config import TrainConfig, resolved_yaml
 from flairhub.cube import Cube, open_cube
 from flairhub.errors import OutputExistsError, UsageError
@@ -15,6 +14,7 @@ from flairhub.training.metrics import metrics_report, write_report
 from flairhub.training.predict import count_rasters
 from flairhub.training.run import TrainResult
 from flairhub.training.setup import read_setup
+from flairhub.version import __version__
 
 
 def evaluate(

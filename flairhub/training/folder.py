@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from flairhub.errors import DataError, OutputExistsError
+from flairhub.jobs import placed
 from flairhub.tasks import Task
-
-PARTIAL = ".partial"
-"""Suffix of files that are being written."""
 
 
 @dataclass(frozen=True)
@@ -146,13 +143,10 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         DataError: The file system refuses.
     """
-    partial = path.with_name(path.name + PARTIAL)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(partial)
-        os.replace(partial, path)
+        with placed(path) as partial:
+            write(partial)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise DataError(f"{path}: cannot be written: {error}") from error
 
 

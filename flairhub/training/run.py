@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from flairhub import __version__
 from flairhub.config import TrainConfig, resolved_yaml
 from flairhub.confusion import ConfusionSums
 from flairhub.cube import Cube, open_cube
 from flairhub.data import Transform
 from flairhub.errors import CubeError, TrainingError, WeightsError
+from flairhub.jobs import sweep
 from flairhub.models import Network, build_network, load_into, save_bundle
 from flairhub.progress import Progress, silent
 from flairhub.training.checkpoints import check_resumable, load_weights, read_checkpoint
@@ -31,6 +31,7 @@ from flairhub.training.module import LearningPlan, SegmentationModule
 from flairhub.training.predict import count_rasters, load_for_prediction, predict_split, processes
 from flairhub.training.setup import Setup, read_setup
 from flairhub.training.splits import split_indices, warn_of_overlap
+from flairhub.version import __version__
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -179,6 +180,7 @@ def _open_or_ingest(config: TrainConfig, setup: Setup, cube: str | Path | Cube |
 def _write_inputs(config: TrainConfig, setup: Setup) -> None:
     if not _is_main():
         return
+    sweep(setup.folder.root)
     write_text(setup.folder.config, resolved_yaml(config))
     if config.saving.cp_csv_and_conf_to_output:
         setup.folder.inputs.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ def die_once(job: Job, store: str, overlap: bool) -> JobResult:
         marker.touch()
         folder = Path(store) / "SENTINEL2_TS/data/c/3/0/0/0"
         folder.mkdir(parents=True)
-        (folder / ".0.0123456789ab.tmp").write_bytes(b"half a shard")
+        (folder / ".0.0123456789ab.partial").write_bytes(b"half a shard")
         os.kill(os.getpid(), signal.SIGKILL)
     return run_job(job, store, overlap)
 

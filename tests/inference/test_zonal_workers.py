@@ -21,9 +21,9 @@ from flairhub.errors import DataError, UsageError, ZoneError
 from flairhub.inference import execute, open_zone, run_zonal
 from flairhub.inference.run import ZonalResult
 from flairhub.ingest import ingest_zone
+from flairhub.jobs.processes import local_client
 from flairhub.prepare import ImagePreparation
 from flairhub.timeseries import CloudFilter, SeriesPreparation
-from flairhub.workers import local_client
 from tests.helpers import stopped_zonal
 from tests.helpers.bundle_makers import make_bundle, write_zonal_config
 from tests.helpers.waiting import HANG_S, session_ends, wait_until

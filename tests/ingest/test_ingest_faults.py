@@ -70,7 +70,7 @@ def test_sigkill_at_every_point_in_turn(files: PatchFiles, whole: Path, tmp_path
 
 def test_every_fault_point_is_tested() -> None:
     package = Path(fh.__file__).parent
-    sources = "".join(path.read_text() for room in ("cube", "ingest") for path in (package / room).glob("*.py"))
+    sources = "".join(path.read_text() for room in ("cube", "ingest", "jobs") for path in (package / room).glob("*.py"))
     named = {part.split('"')[0] for part in sources.split('reach("')[1:]}
     assert named == {point.split(":")[0] for point in POINTS}
 
@@ -79,7 +79,7 @@ def test_ctrl_c_exits_130_and_continues(files: PatchFiles, whole: Path, tmp_path
     cube = tmp_path / "c.zarr"
     code, output = run(files, cube, fault="patch:4:interrupt")
     assert (code, "Interrupted." in output, "Traceback" in output) == (130, True, False)
-    assert not list(cube.rglob("*.tmp"))
+    assert not list(cube.rglob("*.partial"))
     assert len(Journal(cube).read()) == 3
     assert fh.ingest(root=files.folder, cube=cube, shard=1).n_reused == 3
     assert same_tree(cube, whole)
@@ -91,7 +91,7 @@ def test_a_full_disk_exits_1_and_continues(files: PatchFiles, whole: Path, tmp_p
         code, output = run(files, cube, fault=point)
         assert code == 1
         assert f"{cube}: No space left on device. What is finished stays valid: make room and run the same" in output
-        assert not list(cube.rglob("*.tmp"))
+        assert not list(cube.rglob("*.partial"))
         fh.ingest(root=files.folder, cube=cube, shard=1)
         assert same_tree(cube, whole)
 
@@ -101,7 +101,7 @@ def test_a_limit_of_the_system_is_like_a_full_disk(files: PatchFiles, whole: Pat
     cube = tmp_path / "c.zarr"
     code, output = run(files, cube, limit_bytes=12_000)
     assert (code, "File too large" in output) == (1, True)
-    assert not list(cube.rglob("*.tmp"))
+    assert not list(cube.rglob("*.partial"))
     fh.ingest(root=files.folder, cube=cube, shard=1)
     assert same_tree(cube, whole)
 

@@ -109,8 +109,9 @@ def test_stopped_while_finishing(
 
 def test_leftovers_half_lines_and_lost_shards_are_redone(files: PatchFiles, whole: Path, tmp_path: Path) -> None:
     cube = tmp_path / "c.zarr"
-    (tmp_path / "c.zarr.partial").mkdir()
-    (tmp_path / "c.zarr.partial" / "rest").write_text("x")
+    leftover = tmp_path / ".c.zarr.0123456789ab.partial"
+    leftover.mkdir()
+    (leftover / "rest").write_text("x")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(run, "finish_store", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -118,9 +119,10 @@ def test_leftovers_half_lines_and_lost_shards_are_redone(files: PatchFiles, whol
     journal = cube / "ingest" / "journal.jsonl"
     journal.write_bytes(journal.read_bytes()[:-10])
     (cube / "AERIAL_RGBI/data/c/2/0/0/0").unlink()
-    (cube / "AERIAL_RGBI/data/c/3/0/0/.0.123.tmp").write_bytes(b"half")
+    (cube / "AERIAL_RGBI/data/c/3/0/0/.0.123.partial").write_bytes(b"half")
     assert ingest(files, cube).n_reused == 22
     assert same_tree(cube, whole)
+    assert not leftover.exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the name of an open file")

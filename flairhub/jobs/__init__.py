@@ -1,0 +1,43 @@
+"""Jobs: one engine for plans of frozen jobs, one journal, one lock, one way to put files in place, fault points."""
+
+from flairhub.jobs.engine import Stopped, Workers, job_workers, run_jobs, usable_cores
+from flairhub.jobs.faults import reach
+from flairhub.jobs.files import (
+    FileWriter,
+    discard_folder,
+    folder_bytes,
+    is_disk_full,
+    place_folder,
+    placed,
+    remove_leftovers,
+    sha256_of,
+    sweep,
+    to_disk,
+    write_file,
+    write_text,
+)
+from flairhub.jobs.journal import Journal
+from flairhub.jobs.lock import writer_lock
+
+__all__ = [
+    "FileWriter",
+    "Journal",
+    "Stopped",
+    "Workers",
+    "discard_folder",
+    "folder_bytes",
+    "is_disk_full",
+    "job_workers",
+    "place_folder",
+    "placed",
+    "reach",
+    "remove_leftovers",
+    "run_jobs",
+    "sha256_of",
+    "sweep",
+    "to_disk",
+    "usable_cores",
+    "write_file",
+    "write_text",
+    "writer_lock",
+]

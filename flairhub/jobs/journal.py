@@ -1,0 +1,71 @@
+"""What is finished: one checksummed line per record, written after the thing itself."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+
+from flairhub.jobs.faults import reach
+from flairhub.jobs.files import write_file
+
+
+class Journal:
+    """A file of records; only the holder of the writer lock writes it.
+
+    A line is the CRC-32C of what follows as eight hexadecimal digits, a blank, and a JSON object with sorted keys.
+
+    Attributes:
+        path: The file; it need not exist.
+    """
+
+    def __init__(self, path: Path):
+        """Name the file."""
+        self.path = path
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return the records in the order of their writing; lines that were cut off or damaged count as not written."""
+        try:
+            lines = self.path.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return []
+        return [record for line in lines if (record := _parse(line)) is not None]
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add a record, JSON-ready; on return it survives a kill and a power failure."""
+        line = _format(record)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as stream:
+            # A line that a kill cut off must not swallow the next one; an empty line is nothing.
+            half = len(line) // 2
+            stream.write(b"\n" + line[:half])
+            stream.flush()
+            reach("journal-half")
+            stream.write(line[half:])
+            stream.flush()
+            os.fsync(stream.fileno())
+            reach("journal-line")
+
+    def rewrite(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Replace the journal by the records, in one step; it is not touched where it holds just these already."""
+        content = b"".join(_format(record) + b"\n" for record in records)
+        if not self.path.is_file() or self.path.read_bytes() != content:
+            write_file(self.path, [content], durable=True)
+
+
+def _format(record: Mapping[str, Any]) -> bytes:
+    text = json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
+    return f"{google_crc32c.value(text):08x} ".encode() + text
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    checksum, _, text = line.partition(b" ")
+    try:
+        record = json.loads(text) if int(checksum, 16) == google_crc32c.value(text) else None
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None

@@ -1,0 +1,179 @@
+"""One writer at a time: a lock file beside what is written, that names its holder and goes away with it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from flairhub.errors import LockError
+from flairhub.jobs.files import temporary_name
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""What a file system without locks answers."""
+
+_ATTEMPTS = 20
+"""The holder before may remove the file between our opening and locking it: then the lock is on nothing."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lock, as the lock file says.
+
+    Attributes:
+        host: Name of its machine.
+        process: Its process id.
+        boot: Id of the boot of the machine; empty where the system has none.
+        since: UTC, ISO 8601 to the second.
+        by_system: The system's lock is held too, and ends with the process; otherwise the file itself is the lock.
+    """
+
+    host: str
+    process: int
+    boot: str
+    since: str
+    by_system: bool
+
+    def __str__(self) -> str:
+        return f"process {self.process} on {self.host} (since {self.since})"
+
+    @property
+    def is_gone(self) -> bool:
+        """True when the process has certainly ended; of another machine's process nobody here knows."""
+        if self.host != socket.gethostname():
+            return False
+        if self.boot != _boot_id():
+            return True
+        try:
+            os.kill(self.process, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+        return False
+
+
+@contextmanager
+def writer_lock(target: Path, noun: str, lock: bool = True) -> Iterator[None]:
+    """Hold the right to write a file or folder.
+
+    The lock file is `<target>.lock`, with symbolic links in `target` resolved, so that all its names share one lock. It
+    holds host, process and time. Normally the system locks it, and gives it back however the process ends; with
+    `lock=False` the existence of the file is the lock, and it is taken over from a process that has ended.
+
+    Args:
+        target: What is to be written; the folder around it is made.
+        noun: What it is, for the message: `cube`, `map`.
+        lock: Use the locks of the file system; False only where it has none.
+
+    Raises:
+        LockError: Another process holds the lock, which the message names; or the file system has no locks.
+    """
+    target = target.resolve()
+    path = target.with_name(target.name + ".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked_by_system(path, target, noun) if lock else _locked_by_file(path, target, noun):
+        yield
+
+
+@contextmanager
+def _locked_by_system(path: Path, target: Path, noun: str) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    for _ in range(_ATTEMPTS):
+        holder = _read(path)
+        if holder is not None and not holder.by_system and not holder.is_gone:
+            raise _refusal(path, target, noun, holder)
+        held = FileLock(path, timeout=0, fallback_to_soft=False)
+        try:
+            held.acquire()
+        except Timeout:
+            if path.exists():
+                raise _refusal(path, target, noun, _read(path)) from None
+            continue
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            if holder is None:
+                path.unlink(missing_ok=True)
+            raise LockError(
+                f"{path}: the file system has no locks ({error.strerror or error}), so that two processes could write "
+                f"this {noun} at once. Pass --no-lock (lock=False) to go on with a plain lock file: make sure yourself "
+                "that no second machine writes it."
+            ) from error
+        break
+    else:
+        raise _refusal(path, target, noun, None)
+    try:
+        path.write_bytes(_record(by_system=True))
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        held.release()
+
+
+@contextmanager
+def _locked_by_file(path: Path, target: Path, noun: str) -> Iterator[None]:
+    for _ in range(_ATTEMPTS):
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            break
+        except FileExistsError:
+            holder = _read(path)
+            if path.exists() and (holder is None or not holder.is_gone):
+                raise _refusal(path, target, noun, holder, lock=False) from None
+            _take_away(path, holder)
+    else:
+        raise _refusal(path, target, noun, None, lock=False)
+    try:
+        os.write(descriptor, _record(by_system=False))
+        os.close(descriptor)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _take_away(path: Path, holder: Holder | None) -> None:
+    """Remove the lock file of a process that has ended, but not one that somebody else has made meanwhile."""
+    aside = temporary_name(path)
+    with suppress(FileNotFoundError):
+        os.rename(path, aside)
+        if _read(aside) != holder:
+            with suppress(OSError):
+                os.link(aside, path)
+        aside.unlink()
+
+
+def _refusal(path: Path, target: Path, noun: str, holder: Holder | None, lock: bool = True) -> LockError:
+    way_out = "Wait for it, or stop it."
+    if not lock or (holder is not None and not holder.by_system):
+        # Nobody takes it away from a process of another machine.
+        way_out += f" If it has ended, remove {path}."
+    return LockError(f"{target}: {holder or 'another process'} is writing this {noun}. {way_out}")
+
+
+def _record(by_system: bool) -> bytes:
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    holder = Holder(socket.gethostname(), os.getpid(), _boot_id(), since, by_system)
+    return json.dumps(asdict(holder)).encode() + b"\n"
+
+
+def _read(path: Path) -> Holder | None:
+    """Return who holds the lock; None when the file does not exist or does not say so."""
+    try:
+        return Holder(**json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
