@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from flairhub.cli.options import config_option, set_option
 
 if TYPE_CHECKING:
     from flairhub.inference.check import CheckReport
 
 
 @click.command("check", short_help="Look at a zonal configuration before running it.")
-@click.argument("config_path", metavar="ZONAL_YAML", type=click.Path())
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key; may be repeated.")
+@click.argument("files", metavar="[ZONAL_YAML]...", type=click.Path(path_type=Path), nargs=-1)
+@config_option("Zonal YAML, as for `flairhub zonal`; comes after those without --config.")
+@set_option()
 @click.option("--dates", "show_dates", is_flag=True, help="List cloud statistics of every date.")
-def command(config_path: str, overrides: tuple[str, ...], show_dates: bool) -> None:
+def command(
+    files: tuple[Path, ...], config_paths: tuple[Path, ...], overrides: tuple[str, ...], show_dates: bool
+) -> None:
     """Check rasters, dates, value ranges, sizes and cost in seconds; the model is not run.
 
     Exits with 1 when the run would fail or its map be wrong.
@@ -23,13 +29,17 @@ def command(config_path: str, overrides: tuple[str, ...], show_dates: bool) -> N
     \b
     Example:
       flairhub check zonal.yaml
+      flairhub check zonal.yaml mine.yaml
       flairhub check zonal.yaml --set margin=64 --dates
     """
     from flairhub.cli.console import console
     from flairhub.config import load_zonal_config
     from flairhub.inference.check import check_zonal
 
-    report = check_zonal(load_zonal_config(config_path, overrides))
+    paths = (*files, *config_paths)
+    if not paths:
+        raise click.UsageError("Give a zonal YAML, or several of which later ones override earlier ones.")
+    report = check_zonal(load_zonal_config(paths, overrides))
     _show(report, show_dates)
     if not report.ok:
         sys.exit(1)

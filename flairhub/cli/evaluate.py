@@ -6,15 +6,11 @@ from pathlib import Path
 
 import click
 
+from flairhub.cli.options import config_option, set_option
+
 
 @click.command()
-@click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="Training configuration: says which labels, classes and test patches.",
-)
+@config_option("Training configuration: says which labels, classes and test patches.", required=True)
 @click.option(
     "--predictions",
     type=click.Path(path_type=Path),
@@ -23,10 +19,10 @@ import click
 )
 @click.option("--cube", type=click.Path(path_type=Path), help="Cube with the labels; without it paths.cube.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of the scores  [default: PREDICTIONS/scores]")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a configuration key.")
+@set_option()
 @click.option("--overwrite", is_flag=True, help="Replace scores that are there.")
 def command(
-    config_path: Path,
+    config_paths: tuple[Path, ...],
     predictions: Path,
     cube: Path | None,
     output: Path | None,
@@ -45,7 +41,7 @@ def command(
     from flairhub.cli.scores import scores_table
     from flairhub.config import load_train_config
 
-    config = load_train_config(config_path, overrides)
+    config = load_train_config(config_paths, overrides)
     from flairhub.training import evaluate
 
     with progress_bar() as progress:

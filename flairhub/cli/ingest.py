@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
+from flairhub.cli.options import config_option, set_option
 from flairhub.errors import FlairhubError, UsageError
 
 if TYPE_CHECKING:
@@ -15,17 +16,16 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option(
-    "--config", "config_path", type=click.Path(path_type=Path), help="Training configuration: folder or file."
-)
+@config_option("Training configuration: folder or file.")
 @click.option(
     "--zone",
-    "zone_path",
+    "zone_paths",
     type=click.Path(path_type=Path),
+    multiple=True,
     metavar="ZONAL_YAML",
-    help="Convert the rasters that a zonal YAML names to a zone cube, instead of patches.",
+    help="Convert the rasters that a zonal YAML names to a zone cube, instead of patches. Repeat it like --config.",
 )
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a configuration key.")
+@set_option()
 @click.option(
     "--cube", type=click.Path(path_type=Path), help="Store to write; default: paths.cube of the configuration."
 )
@@ -63,8 +63,8 @@ if TYPE_CHECKING:
     help="With skip: the share of the files that may be bad before the exit code is 1.",
 )
 def command(
-    config_path: Path | None,
-    zone_path: Path | None,
+    config_paths: tuple[Path, ...],
+    zone_paths: tuple[Path, ...],
     overrides: tuple[str, ...],
     cube: Path | None,
     root: Path | None,
@@ -91,16 +91,16 @@ def command(
     from flairhub.cli.console import console, progress_bar
     from flairhub.ingest import ingest
 
-    if zone_path is not None:
-        names = ("config_path", "root", "modalities", "domains", "scheduler", "shard", "on_error", "max_skipped")
+    if zone_paths:
+        names = ("config_paths", "root", "modalities", "domains", "scheduler", "shard", "on_error", "max_skipped")
         _refuse_patch_options(names)
-        _ingest_zone(zone_path, overrides, cube, overwrite, workers, codec)
+        _ingest_zone(zone_paths, overrides, cube, overwrite, workers, codec)
         return
     config = None
-    if config_path is not None:
+    if config_paths:
         from flairhub.config import load_train_config
 
-        config = load_train_config(config_path, overrides)
+        config = load_train_config(config_paths, overrides)
     elif overrides:
         raise UsageError("--set changes keys of a configuration; pass --config too.")
     target = cube or (Path(config.paths.cube) if config is not None and config.paths.cube else None)
@@ -148,18 +148,24 @@ def _refuse_patch_options(names: tuple[str, ...]) -> None:
 
 
 def _ingest_zone(
-    zone_path: Path, overrides: tuple[str, ...], cube: Path | None, overwrite: bool, workers: int | None, codec: str
+    zone_paths: tuple[Path, ...],
+    overrides: tuple[str, ...],
+    cube: Path | None,
+    overwrite: bool,
+    workers: int | None,
+    codec: str,
 ) -> None:
     from flairhub.cli.console import progress_bar
     from flairhub.config import load_zonal_config
     from flairhub.inference import open_zone
     from flairhub.ingest import ingest_zone
 
-    config = load_zonal_config(zone_path, overrides)
+    config = load_zonal_config(zone_paths, overrides)
     if cube is None:
         raise UsageError("no zone cube to write: pass --cube PATH.")
     if config.cube is not None and config.roi is None:
-        raise UsageError(f"{zone_path}: cube is set already: its rasters are in a zone cube. Pass --set cube=null.")
+        names = ", ".join(map(str, zone_paths))
+        raise UsageError(f"{names}: cube is set already: its rasters are in a zone cube. Pass --set cube=null.")
     zone = open_zone(config, all_masks=True)
     with progress_bar() as progress:
         report = ingest_zone(zone, cube=cube, overwrite=overwrite, workers=workers or 2, codec=codec, progress=progress)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from flairhub.cli.console import console
+from flairhub.cli.options import config_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,8 +34,9 @@ def command() -> None:
 
 @command.command()
 @click.argument("source", type=click.Path(path_type=Path), required=False, metavar="[CONFIG|BUNDLE|WEIGHTS]")
+@config_option("A configuration, training or zonal, instead of SOURCE.")
 @click.option("--table", is_flag=True, help="Print all published rows beside the published size column.")
-def info(source: Path | None, table: bool) -> None:
+def info(source: Path | None, config_paths: tuple[Path, ...], table: bool) -> None:
     """Show a network's parts and their parameters.
 
     SOURCE is a configuration (folder or YAML file, training or zonal), a bundle, or a weights file.
@@ -42,25 +44,32 @@ def info(source: Path | None, table: bool) -> None:
     \b
     Examples:
       flairhub model info configs/
+      flairhub model info --config pipelines/base --config pipelines/lc_d.yaml
       flairhub model info runs/lc-a/model
       flairhub model info --table
     """
-    if source is None and not table:
+    if source is None and not config_paths and not table:
         raise click.UsageError("Give a configuration, a bundle or a weights file, or --table.")
+    if source is not None and config_paths:
+        raise click.UsageError("SOURCE and --config both name a network. Leave one of them out.")
     if source is not None:
         _show(_describe(source))
+    elif config_paths:
+        _show(_configured_table(config_paths))
     if table:
         _show(_published_table())
 
 
 @command.command()
 @click.argument("weights", type=click.Path(path_type=Path))
-@click.option("--config", required=True, type=click.Path(path_type=Path), help="Training or zonal configuration.")
+@config_option("Training or zonal configuration.", required=True)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Bundle folder to make.")
 @click.option("--reinit-heads", is_flag=True, help="Start heads (and inputs) of another size from random weights.")
 @click.option("--partial", is_flag=True, help="Accept missing and unexpected tensors.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
-def convert(weights: Path, config: Path, output: Path, reinit_heads: bool, partial: bool, overwrite: bool) -> None:
+def convert(
+    weights: Path, config_paths: tuple[Path, ...], output: Path, reinit_heads: bool, partial: bool, overwrite: bool
+) -> None:
     """Make a bundle of published weights (.safetensors, Lightning .ckpt, .pth).
 
     Every tensor is accounted for; weights that do not fit the configuration are refused.
@@ -73,7 +82,7 @@ def convert(weights: Path, config: Path, output: Path, reinit_heads: bool, parti
     from flairhub.models.convert import convert as convert_weights
 
     accounting = convert_weights(
-        weights, load_config(config), output, reinit_heads=reinit_heads, partial=partial, overwrite=overwrite
+        weights, load_config(config_paths), output, reinit_heads=reinit_heads, partial=partial, overwrite=overwrite
     )
     _show(_accounting_table(accounting))
     console.print(f"Bundle: {output}", soft_wrap=True)
@@ -87,18 +96,24 @@ def _show(table: Table) -> None:
 
 
 def _describe(source: Path) -> Table:
-    from flairhub.config import load_config
-    from flairhub.models import network_parts, network_spec
+    from flairhub.models import network_parts
     from flairhub.models.bundle import MANIFEST, read_manifest
     from flairhub.models.spec import NetworkSpec
 
     if source.suffix.lower() in _WEIGHTS_SUFFIXES:
         return _weights_table(source)
-    if (source / MANIFEST).is_file():
-        spec = NetworkSpec.from_json(read_manifest(source)["network"])
-    else:
-        spec = network_spec(load_config(source))
+    if not (source / MANIFEST).is_file():
+        return _configured_table((source,))
+    spec = NetworkSpec.from_json(read_manifest(source)["network"])
     return _parts_table(str(source), network_parts(spec), spec)
+
+
+def _configured_table(paths: Sequence[Path]) -> Table:
+    from flairhub.config import load_config
+    from flairhub.models import network_parts, network_spec
+
+    spec = network_spec(load_config(paths))
+    return _parts_table(", ".join(map(str, paths)), network_parts(spec), spec)
 
 
 def _parts_table(title: str, parts: Sequence[Part], spec: NetworkSpec) -> Table:

@@ -8,24 +8,20 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flairhub.cli.options import config_option, set_option
+
 if TYPE_CHECKING:
     from flairhub.training import TrainResult
 
 
 @click.command()
-@click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="Training configuration: folder of the four YAML files, or one file.",
-)
+@config_option("Training configuration: folder of the four YAML files, or one file.", required=True)
 @click.option(
     "--cube", type=click.Path(path_type=Path), help="Cube to train from; without it paths.cube, else ingest first."
 )
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a configuration key.")
+@set_option()
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run of the same name.")
-def command(config_path: Path, cube: Path | None, overrides: tuple[str, ...], overwrite: bool) -> None:
+def command(config_paths: tuple[Path, ...], cube: Path | None, overrides: tuple[str, ...], overwrite: bool) -> None:
     """Train, predict and score as the configuration's tasks say.
 
     Results go to <paths.out_folder>/<paths.out_model_name>.
@@ -33,6 +29,7 @@ def command(config_path: Path, cube: Path | None, overrides: tuple[str, ...], ov
     \b
     Examples:
       flairhub train --config configs/ --cube hub.zarr
+      flairhub train --config pipelines/base --config pipelines/lc_d.yaml --cube hub.zarr
       flairhub train --config configs/ --cube hub.zarr --set hyperparams.num_epochs=3 --overwrite
       flairhub train --config configs/ --cube hub.zarr --set tasks.metrics_only=true
     """
@@ -42,7 +39,7 @@ def command(config_path: Path, cube: Path | None, overrides: tuple[str, ...], ov
 
     if cube is not None:
         overrides = (*overrides, f"paths.cube={json.dumps(str(cube))}")
-    config = load_train_config(config_path, overrides)
+    config = load_train_config(config_paths, overrides)
     if config.saving.verbose_config:
         console.print(resolved_yaml(config), markup=False, highlight=False)
     from flairhub.training import train
@@ -58,13 +55,13 @@ def command(config_path: Path, cube: Path | None, overrides: tuple[str, ...], ov
 
 
 def _paths(result: TrainResult) -> list[tuple[str, str]]:
-    found = [("run", str(result.folder)), ("cube", str(result.cube))]
+    rows = [("run", str(result.folder)), ("cube", str(result.cube))]
     if result.bundle is not None:
-        found.append(("model", str(result.bundle)))
+        rows.append(("model", str(result.bundle)))
     if result.metrics_path is not None:
-        found.append(("metrics", str(result.metrics_path)))
-    found += [(f"predictions {task}", str(folder)) for task, folder in result.predictions.items()]
+        rows.append(("metrics", str(result.metrics_path)))
+    rows += [(f"predictions {task}", str(folder)) for task, folder in result.predictions.items()]
     if result.skipped_batches:
-        found.append(("skipped batches without a labelled pixel", str(result.skipped_batches)))
-    found.append(("seconds", ", ".join(f"{phase} {value:.1f}" for phase, value in result.seconds.items())))
-    return found
+        rows.append(("skipped batches without a labelled pixel", str(result.skipped_batches)))
+    rows.append(("seconds", ", ".join(f"{phase} {value:.1f}" for phase, value in result.seconds.items())))
+    return rows

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flairhub.cli.options import config_option, set_option
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -13,8 +15,8 @@ if TYPE_CHECKING:
 
 
 @click.command("zonal", short_help="Map a zone (whole rasters) with a model.")
-@click.option("--config", "config_path", required=True, type=click.Path(), help="Zonal YAML.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key; may be repeated.")
+@config_option("Zonal YAML.", required=True)
+@set_option()
 @click.option("--overwrite", is_flag=True, help="Replace existing maps and other unfinished work.")
 @click.option("--resume/--no-resume", default=True, show_default=True, help="Continue a killed run.")
 @click.option("--workers", type=click.IntRange(min=1), help="Blocks at a time: threads, or worker processes.")
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     help="threads (default), processes (local dask workers), or a dask scheduler such as tcp://host:8786.",
 )
 def command(
-    config_path: str,
+    config_paths: tuple[Path, ...],
     overrides: tuple[str, ...],
     overwrite: bool,
     resume: bool,
@@ -40,6 +42,7 @@ def command(
     \b
     Example:
       flairhub zonal --config zonal.yaml
+      flairhub zonal --config zonal.yaml --config mine.yaml
       flairhub zonal --config zonal.yaml --set output_type=class_prob --workers 4
       flairhub zonal --config zonal.yaml --scheduler processes --workers 4
       flairhub zonal --config zonal.yaml --scheduler tcp://10.0.0.1:8786
@@ -48,7 +51,7 @@ def command(
     from flairhub.config import load_zonal_config
     from flairhub.inference import run_zonal
 
-    config = load_zonal_config(config_path, overrides)
+    config = load_zonal_config(config_paths, overrides)
     with progress_bar() as progress:
         result = run_zonal(
             config, overwrite=overwrite, resume=resume, workers=workers, scheduler=scheduler, progress=progress

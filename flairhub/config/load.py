@@ -13,13 +13,15 @@ from flairhub.config.problems import Problem, problems_of
 from flairhub.config.support import unsupported
 from flairhub.config.train_checks import check_train
 from flairhub.config.train_schema import TrainConfig
-from flairhub.config.yaml_file import Document, KeyPath, parse_yaml, read_yaml
+from flairhub.config.yaml_file import Document, KeyPath, parse_yaml, read_layers
 from flairhub.config.zonal_checks import check_zonal
 from flairhub.config.zonal_schema import ZonalConfig
 from flairhub.errors import ConfigError
 from flairhub.modalities import INPUTS, LABELS
 
 Config = TypeVar("Config", bound=BaseModel)
+Paths = str | Path | Sequence[str | Path]
+"""One file or folder, or several of which later ones override earlier ones."""
 
 _PRUNING_ROUNDS = 3  # leaving out a list's entry may make the list wrong, and that its section
 
@@ -40,40 +42,41 @@ _SKELETONS: dict[type[BaseModel], dict[str, Any]] = {
 """The required keys with harmless values, see `_without`."""
 
 
-def load_train_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+def load_train_config(path: Paths, overrides: Sequence[str] = ()) -> TrainConfig:
     """Load a training configuration.
 
     Args:
-        path: Folder whose YAML files together hold the sections, or one YAML file with all of them.
-        overrides: `key.path=value` texts; the value is read as YAML.
+        path: Folder whose YAML files together hold the sections, or one YAML file with all of them; or several of
+            both, of which later ones override earlier ones key by key: mappings are merged, lists and scalars replaced.
+        overrides: `key.path=value` texts, which override all files; the value is read as YAML.
 
     Raises:
         ConfigError: Anything wrong, all problems at once; no path named in the configuration is opened.
     """
-    return _build(TrainConfig, check_train, _read(Path(path)), overrides, str(path))
+    return _build(TrainConfig, check_train, *_read(path), overrides)
 
 
-def load_zonal_config(path: str | Path, overrides: Sequence[str] = ()) -> ZonalConfig:
+def load_zonal_config(path: Paths, overrides: Sequence[str] = ()) -> ZonalConfig:
     """Load a zonal configuration; arguments and errors as for `load_train_config`."""
-    return _build(ZonalConfig, check_zonal, _read(Path(path)), overrides, str(path))
+    return _build(ZonalConfig, check_zonal, *_read(path), overrides)
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig | ZonalConfig:
-    """Load a configuration of either kind, decided by its top-level keys."""
-    document = _read(Path(path))
+def load_config(path: Paths, overrides: Sequence[str] = ()) -> TrainConfig | ZonalConfig:
+    """Load a configuration of either kind, decided by its top-level keys; else as `load_train_config`."""
+    document, source = _read(path)
     if _is_zonal(document.data):
-        return _build(ZonalConfig, check_zonal, document, overrides, str(path))
-    return _build(TrainConfig, check_train, document, overrides, str(path))
+        return _build(ZonalConfig, check_zonal, document, source, overrides)
+    return _build(TrainConfig, check_train, document, source, overrides)
 
 
 def train_config_from_dict(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainConfig:
     """Check a training configuration given as nested dictionaries with the published keys; they are not changed."""
-    return _build(TrainConfig, check_train, Document(dict(values)), overrides, "training configuration")
+    return _build(TrainConfig, check_train, Document(dict(values)), "training configuration", overrides)
 
 
 def zonal_config_from_dict(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> ZonalConfig:
     """Check a zonal configuration given as nested dictionaries with the published keys; they are not changed."""
-    return _build(ZonalConfig, check_zonal, Document(dict(values)), overrides, "zonal configuration")
+    return _build(ZonalConfig, check_zonal, Document(dict(values)), "zonal configuration", overrides)
 
 
 def _is_zonal(data: Mapping[str, Any]) -> bool:
@@ -83,38 +86,18 @@ def _is_zonal(data: Mapping[str, Any]) -> bool:
     return known(ZonalConfig, TrainConfig) > known(TrainConfig, ZonalConfig)
 
 
-def _read(path: Path) -> Document:
-    if path.is_file():
-        return read_yaml(path)
-    if not path.is_dir():
-        raise ConfigError(str(path), ["no such file or folder. Give a YAML file or a folder of YAML files."])
-    files = sorted(file for file in path.iterdir() if file.suffix in (".yaml", ".yml") and file.is_file())
-    if not files:
-        raise ConfigError(str(path), ["no .yaml or .yml file in this folder."])
-    data: dict[Any, Any] = {}
-    places: dict[KeyPath, str] = {}
-    problems = []
-    for file in files:
-        try:
-            document = read_yaml(file)
-        except ConfigError as error:
-            problems += [f"{file.name}: {problem}" for problem in error.problems]
-            continue
-        twice = [key for key in document.data if key in data]
-        problems += [f"{key}: given twice, in {places[key,]} and {document.places[key,]}. Keep one." for key in twice]
-        data |= document.data
-        places |= document.places
-    if problems:
-        raise ConfigError(str(path), problems)
-    return Document(data, places)
+def _read(path: Paths) -> tuple[Document, str]:
+    """Read one path or several; return the content and what errors call it."""
+    paths = [Path(path)] if isinstance(path, (str, Path)) else [Path(layer) for layer in path]
+    return read_layers(paths), ", ".join(map(str, paths))
 
 
 def _build(
     schema: type[Config],
     check: Callable[[Config], Iterator[Problem]],
     document: Document,
-    overrides: Sequence[str],
     source: str,
+    overrides: Sequence[str],
 ) -> Config:
     data, places = _override(document, overrides)
     problems: list[Problem] = []
@@ -129,8 +112,9 @@ def _build(
         for problem in (*check(config), *unsupported(config)):
             if not any(_overlap(path, bad) for path in (problem.path, *problem.related) for bad in wrong):
                 problems.append(problem)
-    if problems or config is None:
-        raise ConfigError(source, list(dict.fromkeys(problem.sentence(places) for problem in problems)))
+    sentences = [*document.problems, *(problem.sentence(places) for problem in problems)]
+    if sentences or config is None:
+        raise ConfigError(source, list(dict.fromkeys(sentences)))
     return config
 
 
@@ -161,12 +145,12 @@ def _present(data: Any, path: KeyPath) -> KeyPath:
     return path
 
 
-def _pruned(value: Any, paths: Sequence[KeyPath], here: KeyPath) -> Any:
+def _pruned(value: Any, paths: Sequence[KeyPath], at: KeyPath) -> Any:
     if isinstance(value, Mapping):
-        kept = {key: entry for key, entry in value.items() if (*here, key) not in paths}
-        return {key: _pruned(entry, paths, (*here, key)) for key, entry in kept.items()}
+        kept = {key: entry for key, entry in value.items() if (*at, key) not in paths}
+        return {key: _pruned(entry, paths, (*at, key)) for key, entry in kept.items()}
     if isinstance(value, (list, tuple)):
-        return [_pruned(entry, paths, (*here, i)) for i, entry in enumerate(value) if (*here, i) not in paths]
+        return [_pruned(entry, paths, (*at, i)) for i, entry in enumerate(value) if (*at, i) not in paths]
     return value
 
 

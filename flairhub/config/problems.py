@@ -1,4 +1,4 @@
-"""From validation errors to sentences: full key path, what was found, what is expected, what was probably meant."""
+"""From validation errors to sentences: full key path, the value, what is expected, what was probably meant."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ RENAMED = {
     "type": "norm_type",
     "value_names": "value_name",
 }
-"""Keys of older files and of the other configuration, by what they are called here."""
+"""Keys of older files and of the other configuration, by what they are called now."""
 
 _EXPECTATIONS = {
     "bool_type": "true or false",
@@ -75,9 +75,9 @@ def _problem(entry: Any, schema: type[BaseModel]) -> Problem:
     if kind == "extra_forbidden":
         return Problem(path, f"unknown key.{_key_hint(path, schema)}")
     if kind == "unknown_name":
-        found = entry["input"]
-        hint = suggest(found, context["known"])
-        return Problem(path, f"unknown {context['what']} {found!r}.{hint} Known: {', '.join(context['known'])}.")
+        value = entry["input"]
+        hint = suggest(value, context["known"])
+        return Problem(path, f"unknown {context['what']} {value!r}.{hint} Known: {', '.join(context['known'])}.")
     if kind == "missing":
         return Problem(path, "required, but missing.")
     return Problem(path, f"got {shown(entry['input'])}, expected {_expectation(kind, context, entry['msg'])}.")
@@ -107,10 +107,10 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def suggest(found: Any, known: Iterable[str]) -> str:
+def suggest(name: Any, known: Iterable[str]) -> str:
     """Return ` Did you mean X?` for the closest known name, or nothing."""
     names = {name.casefold(): name for name in known}
-    text = str(found).casefold()
+    text = str(name).casefold()
     close = get_close_matches(text, names, n=1, cutoff=0.7)
     if not close and len(text) >= 4:
         close = [name for name in names if text in name or (len(name) >= 4 and name in text)][:1]

@@ -1,10 +1,14 @@
-"""Safe reading of YAML: numbers as people write them, the line of every key, and nothing that executes or explodes."""
+"""Safe reading of YAML: numbers as people write them, the line of every key, and nothing that executes or explodes.
+
+Content may come in layers, files and folders of which later ones override earlier ones key by key.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +33,12 @@ class Document:
     Attributes:
         data: Top-level mapping.
         places: Where each key stands, such as `config_task.yaml, line 12`, by key path.
+        problems: What is wrong between layers, in sentences; `data` can be checked all the same.
     """
 
     data: dict[Any, Any]
     places: dict[KeyPath, str] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
 
 
 class _Loader(yaml.SafeLoader):
@@ -47,6 +53,97 @@ _Loader.add_implicit_resolver(
 def key_text(path: KeyPath) -> str:
     """Write a key path with dots."""
     return ".".join(str(part) for part in path)
+
+
+def read_layers(paths: Sequence[Path]) -> Document:
+    """Read files and folders of files as one document; later ones override earlier ones key by key.
+
+    Mappings are merged at every depth; lists and scalars are replaced, also by a key without a value, which has its
+    default. Over a mapping such a key is a problem, because it can mean to keep the mapping or to clear it.
+
+    Args:
+        paths: At least one YAML file, or folder whose YAML files together hold the sections.
+
+    Raises:
+        ConfigError: No path, or unreadable ones, all at once; the message names file and line.
+    """
+    if not paths:
+        raise ConfigError("configuration", ["no path. Give a YAML file or a folder of YAML files, or several."])
+    if len(paths) == 1:
+        return _read_layer(paths[0])
+    layers: list[Document] = []
+    problems: list[str] = []
+    for path in paths:
+        try:
+            layer = _read_layer(path)
+        except ConfigError as error:
+            problems += [f"{path}: {problem}" for problem in error.problems]
+            continue
+        # File names of different layers may be equal: say the folder too.
+        folder = path if path.is_dir() else path.parent
+        layers.append(replace(layer, places={key: str(folder / place) for key, place in layer.places.items()}))
+    if problems:
+        raise ConfigError(", ".join(map(str, paths)), list(dict.fromkeys(problems)))
+    return reduce(_overlaid, layers)
+
+
+def _read_layer(path: Path) -> Document:
+    """Read a file, or the files of a folder, which may not repeat each other's top-level keys."""
+    if path.is_file():
+        return read_yaml(path)
+    if not path.is_dir():
+        # A row of pipelines/ was a folder before it was a file.
+        near = [str(file) for file in (Path(f"{path}{suffix}") for suffix in (".yaml", ".yml")) if file.is_file()]
+        hint = f"Did you mean {near[0]}?" if near else "Give a YAML file or a folder of YAML files."
+        raise ConfigError(str(path), [f"no such file or folder. {hint}"])
+    files = sorted(file for file in path.iterdir() if file.suffix in (".yaml", ".yml") and file.is_file())
+    if not files:
+        raise ConfigError(str(path), ["no .yaml or .yml file in this folder."])
+    data: dict[Any, Any] = {}
+    places: dict[KeyPath, str] = {}
+    problems = []
+    for file in files:
+        try:
+            document = read_yaml(file)
+        except ConfigError as error:
+            problems += [f"{file.name}: {problem}" for problem in error.problems]
+            continue
+        twice = [key for key in document.data if key in data]
+        problems += [f"{key}: given twice, in {places[key,]} and {document.places[key,]}. Keep one." for key in twice]
+        data |= document.data
+        places |= document.places
+    if problems:
+        raise ConfigError(str(path), problems)
+    return Document(data, places)
+
+
+def _overlaid(lower: Document, upper: Document) -> Document:
+    """Return both documents as one, in which `upper` overrides `lower`."""
+    problems: list[str] = []
+    replaced: set[KeyPath] = set()
+
+    def merged(below: dict[Any, Any], above: dict[Any, Any], path: KeyPath) -> dict[Any, Any]:
+        result = dict(below)
+        for key, value in above.items():
+            before, key_path = below.get(key), (*path, key)
+            if isinstance(before, dict) and isinstance(value, dict):
+                result[key] = merged(before, value, key_path)
+            elif isinstance(before, dict) and before and value is None:
+                name, ways = key_text(key_path), "Remove the key to keep the mapping"
+                text = f"{name}: nothing ({upper.places[key_path]}) over a mapping ({lower.places[key_path]})."
+                problems.append(f"{text} {ways}, or pass --set {name}= to empty it.")
+            else:
+                replaced.add(key_path)
+                result[key] = value
+        return result
+
+    data = merged(lower.data, upper.data, ())
+    kept = {
+        path: place
+        for path, place in lower.places.items()
+        if not any(path[:depth] in replaced for depth in range(1, len(path) + 1))
+    }
+    return Document(data, kept | upper.places, (*lower.problems, *problems))
 
 
 def read_yaml(path: Path) -> Document:
@@ -142,7 +239,7 @@ class _Builder:
 
     def mapping(self, node: yaml.Node, path: KeyPath) -> dict[Any, Any]:
         merged: dict[Any, Any] = {}
-        own: dict[Any, Any] = {}
+        direct: dict[Any, Any] = {}
         lines: dict[Any, int] = {}
         for key_node, value_node in node.value:
             if key_node.tag == _MERGE:
@@ -160,9 +257,9 @@ class _Builder:
                 text = f"{key_text((*path, key))}: given twice, in line {lines[key]} and line {line}. Keep one."
                 raise ConfigError(self.source, [text])
             lines[key] = line
-            own[key] = self.build(value_node, (*path, key))
+            direct[key] = self.build(value_node, (*path, key))
             self.places[(*path, key)] = f"{self.place}, line {line}"
-        return {**merged, **own}
+        return {**merged, **direct}
 
     def fail(self, node: yaml.Node, text: str) -> None:
         raise ConfigError(self.source, [f"line {node.start_mark.line + 1}: {text}."])

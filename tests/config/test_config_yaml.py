@@ -11,7 +11,7 @@ from flairhub.errors import ConfigError
 
 
 def parse(text):
-    return parse_yaml(text, "here", "here").data
+    return parse_yaml(text, "source", "place").data
 
 
 def test_folder_equals_one_file(train, train_folder, write):
@@ -66,9 +66,9 @@ def test_kind_is_detected(train_folder, zonal, write):
     ],
 )
 def test_values(text, value):
-    found = parse(f"key: {text}")["key"]
-    assert found == value
-    assert type(found) is type(value)
+    value_read = parse(f"key: {text}")["key"]
+    assert value_read == value
+    assert type(value_read) is type(value)
 
 
 def test_aliases_and_merges():

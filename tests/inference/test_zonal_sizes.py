@@ -17,15 +17,14 @@ from flairhub.inference import Style, open_zone, predict_zone
 from flairhub.inference.forward import window_outputs
 from flairhub.modalities import MODALITIES
 from flairhub.prepare import ImagePreparation
+from tests.helpers.pipelines import ZONES
 from tests.helpers.zone_makers import fake_model, make_zone, whole_area_map
-
-PIPELINES = Path(__file__).parents[2] / "pipelines" / "zonal"
 
 
 @pytest.mark.parametrize("name", ["lc_a", "lc_l"])
 def test_published_configurations_open_a_zone_of_published_pixels(tmp_path: Path, name: str) -> None:
     """512 px windows with a margin of 128 px at 0.2 m: as they are, or the error names the two nearest windows."""
-    config = load_zonal_config(PIPELINES / f"{name}.yaml")
+    config = load_zonal_config(ZONES[name])
     ratios = {one: Fraction(MODALITIES[one].gsd_m / 0.2).limit_denominator(5) for one in config.modalities.active}
     made = make_zone(tmp_path, 1024, 768, ratios, quality=True)
     paths = {f"modalities.{one.name}.input_img_path": one.path for one in made.requests}
@@ -34,7 +33,7 @@ def test_published_configurations_open_a_zone_of_published_pixels(tmp_path: Path
         f"modalities.{one.name}.filter_clouds_img_path": one.quality_path for one in made.requests if one.quality_path
     }
     placed = [f"{key}={value}" for key, value in paths.items()]
-    zone = open_zone(load_zonal_config(PIPELINES / f"{name}.yaml", placed))
+    zone = open_zone(load_zonal_config(ZONES[name], placed))
     rows, cols = zone.axes()
     lattice = 256 if name == "lc_l" else 1
     assert (zone.window_px, zone.margin_px, zone.lattice_px, zone.ratio) == (512, 128, lattice, 1)
@@ -43,7 +42,7 @@ def test_published_configurations_open_a_zone_of_published_pixels(tmp_path: Path
     if name == "lc_l":
         for wrong, message in ((500, "Use 256 or 512"), (600, "Use 512 or 768")):
             with pytest.raises(ConfigError, match=f"{wrong} px hold no whole number .*multiples of 256 px. {message}"):
-                open_zone(load_zonal_config(PIPELINES / "lc_l.yaml", [*placed, f"img_pixels_detection={wrong}"]))
+                open_zone(load_zonal_config(ZONES["lc_l"], [*placed, f"img_pixels_detection={wrong}"]))
 
 
 @settings(max_examples=10, deadline=None)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from flairhub.config import load_train_config
 from flairhub.models import build_network
 from flairhub.training.setup import read_setup
+from tests.helpers.pipelines import ROWS, TRAININGS
 
-PIPELINES = Path(__file__).parents[2] / "pipelines"
-ROWS = sorted(path.name for path in PIPELINES.iterdir() if path.name.startswith(("lc_", "lpis_")))
 TINY = ["models.monotemp_model.arch=tu-test_resnet.r160_in1k-linknet", "models.monotemp_model.pretrained=false"]
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_it_builds(name: str) -> None:
-    config = load_train_config(PIPELINES / name, TINY)
+    config = load_train_config(TRAININGS[name], TINY)
     setup = read_setup(config)
     network = build_network(setup.spec)
     assert tuple(network.encoders) == config.modalities.active
