@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flairhub.baselines import BASELINES, CHANNELS, RECIPE
 from flairhub.config import input_preparations, label_tasks, load_config, load_train_config, load_zonal_config
 from flairhub.modalities import MODALITIES
 from flairhub.models import network_spec
@@ -16,41 +17,7 @@ from flairhub.prepare import ImagePreparation
 from tests.helpers.pipelines import PIPELINES, TRAININGS, ZONES, digest
 
 BASE_FILES = ["config_modalities.yaml", "config_models.yaml", "config_supervision.yaml", "config_task.yaml"]
-COSIA, LPIS = "AERIAL_LABEL-COSIA", "ALL_LABEL-LPIS"
-COLUMNS = {
-    "aerial": ["AERIAL_RGBI"],
-    "historical": ["AERIAL-RLT_PAN"],
-    "elevation": ["DEM_ELEV"],
-    "spot": ["SPOT_RGBI"],
-    "s2": ["SENTINEL2_TS"],
-    "s1": ["SENTINEL1-ASC_TS", "SENTINEL1-DESC_TS"],
-}
-ROWS = {
-    "lc_a": "aerial",
-    "lc_b": "aerial elevation",
-    "lc_c": "aerial elevation spot",
-    "lc_d": "aerial s2",
-    "lc_e": "aerial s1",
-    "lc_f": "aerial s2 s1",
-    "lc_g": "s2",
-    "lc_h": "s1",
-    "lc_i": "spot",
-    "lc_j": "elevation",
-    "lc_k": "aerial historical",
-    "lc_l": "aerial elevation spot s2 s1",
-    "lc_all": "aerial historical elevation spot s2 s1",
-    "lpis_a": "aerial",
-    "lpis_b": "aerial spot",
-    "lpis_c": "aerial s2",
-    "lpis_d": "aerial s2 s1",
-    "lpis_e": "aerial spot s2",
-    "lpis_f": "s2",
-    "lpis_g": "s1",
-    "lpis_h": "s2 s1",
-    "lpis_i": "spot s2 s1",
-    "lpis_j": "aerial spot s2 s1",
-    "lpis_k": "spot",
-}
+ROWS = {row.name.lower().replace("-", "_"): row for row in BASELINES}
 OTHERS = {"smoke", "toy"}
 DIGESTS = json.loads((Path(__file__).parent / "golden" / "pipelines.json").read_text(encoding="utf-8"))
 
@@ -89,27 +56,29 @@ def test_a_row_is_its_choices(name):
 @pytest.mark.parametrize("name", sorted(ROWS))
 def test_published_row(name):
     config = load_train_config(TRAININGS[name])
-    inputs = [modality for column in ROWS[name].split() for modality in COLUMNS[column]]
-    label, n_classes = (COSIA, 19) if name.startswith("lc") else (LPIS, 23)
-    assert list(config.modalities.active) == [modality for modality in MODALITIES if modality in inputs]
-    assert [(task.label, task.level, task.n_classes) for task in label_tasks(config)] == [(label, 1, n_classes)]
-    assert set(network_spec(config).aux) == (set(inputs) if len(inputs) > 1 else set())
-    assert config.models.monotemp_model.arch == "swin_base_patch4_window12_384-upernet"
+    row = ROWS[name]
+    n_classes = {"AERIAL_LABEL-COSIA": 19, "ALL_LABEL-LPIS": 23}[row.label]
+    assert config.modalities.active == row.inputs
+    assert [(task.label, task.level, task.n_classes) for task in label_tasks(config)] == [(row.label, 1, n_classes)]
+    assert network_spec(config).aux == row.aux
+    assert config.models.monotemp_model.arch == RECIPE.arch
     assert config.models.monotemp_model.pretrained is True
     assert config.paths.out_model_name == name
     options = config.hyperparams
-    assert (options.batch_size, options.learning_rate, options.num_epochs) == (5, 5e-5, 150)
+    assert (options.batch_size, options.learning_rate, options.num_epochs) == (
+        RECIPE.batch_size,
+        RECIPE.learning_rate,
+        RECIPE.epochs,
+    )
 
 
 @pytest.mark.parametrize("name", sorted(ROWS))
 def test_channels_of_the_published_weights(name):
     """The channel numbers of the golden networks; statistics follow their bands."""
-    expected = dict(zip(COLUMNS["aerial"] + COLUMNS["historical"] + COLUMNS["elevation"], (3, 1, 2), strict=True))
-    expected |= {"SPOT_RGBI": 3, "SENTINEL2_TS": 10, "SENTINEL1-ASC_TS": 2, "SENTINEL1-DESC_TS": 2}
     for modality, preparation in input_preparations(load_train_config(TRAININGS[name])).items():
-        assert preparation.n_channels(len(MODALITIES[modality].bands)) == expected[modality]
+        assert preparation.n_channels(len(MODALITIES[modality].bands)) == CHANNELS[modality]
         if isinstance(preparation, ImagePreparation):
-            assert len(preparation.means) == len(preparation.stds) == expected[modality]
+            assert len(preparation.means) == len(preparation.stds) == CHANNELS[modality]
 
 
 def test_infrared_comes_first_with_its_own_statistics():
@@ -122,7 +91,7 @@ def test_infrared_comes_first_with_its_own_statistics():
 @pytest.mark.parametrize("name", sorted(OTHERS))
 def test_other_trainings(name):
     config = load_train_config(TRAININGS[name])
-    assert {task.label for task in label_tasks(config)} == {COSIA, LPIS}
+    assert {task.label for task in label_tasks(config)} == {"AERIAL_LABEL-COSIA", "ALL_LABEL-LPIS"}
     assert config.modalities.active == ("AERIAL_RGBI", "SENTINEL2_TS")
 
 

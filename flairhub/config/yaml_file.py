@@ -92,7 +92,7 @@ def _read_layer(path: Path) -> Document:
     if path.is_file():
         return read_yaml(path)
     if not path.is_dir():
-        # A row of pipelines/ was a folder before it was a file.
+        # A file is easily named without its suffix, like the folder beside it.
         near = [str(file) for file in (Path(f"{path}{suffix}") for suffix in (".yaml", ".yml")) if file.is_file()]
         hint = f"Did you mean {near[0]}?" if near else "Give a YAML file or a folder of YAML files."
         raise ConfigError(str(path), [f"no such file or folder. {hint}"])
