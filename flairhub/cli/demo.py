@@ -10,7 +10,7 @@ import click
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from flairhub.demo.run import DemoResult
+    from flairhub.demo.walkthrough import DemoResult
 
 
 @click.command("demo", short_help="Run the whole chain on a small made data set.")
@@ -38,7 +38,7 @@ def command(folder: Path, seed: int, data_only: bool, overwrite: bool) -> None:
         console.print(f"{len(data.patch_ids)} patches and a zone, made from seed {seed}.")
         _print_paths({"data": data.data, "zone": data.zone, "configs": data.configs, "zonal": data.zonal_config})
         return
-    from flairhub.demo.run import run_demo
+    from flairhub.demo.walkthrough import run_demo
 
     error_console.print("Making data, training and mapping: two to three minutes on two cores.")
     with progress_bar() as progress:
@@ -63,7 +63,7 @@ def command(folder: Path, seed: int, data_only: bool, overwrite: bool) -> None:
 def _scores(result: DemoResult) -> Table:
     from rich.table import Table
 
-    from flairhub.demo.pictures import TITLES
+    from flairhub.demo.walkthrough import TITLES
 
     table = Table("task", "classes", "mIoU", "chance", "accuracy", "most frequent class", title="Scores")
     for where, scores in (("test patches", result.test), ("zone", result.zone)):

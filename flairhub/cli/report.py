@@ -19,7 +19,7 @@ def command(run: Path, cube: Path | None, output: Path | None) -> None:
       flairhub report runs/lc_d
     """
     from flairhub.cli.console import console
-    from flairhub.report.html import write_html
+    from flairhub.report import write_html
 
     path = write_html(run, cube=cube, output=output)
     console.print(f"report: {path}", soft_wrap=True, markup=False, highlight=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flairhub.demo.plan import DemoPlan
+from flairhub.demo.area import DemoPlan
 from flairhub.demo.surfaces import BACKGROUND
 from flairhub.modalities import INPUTS, LABELS, MODALITIES, Kind
 from flairhub.tasks import default_task

@@ -10,12 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from flairhub.demo.area import Area, Region, render_area
+from flairhub.demo.area import REGIONS, SPLITS, ZONE_REGION, Area, DemoPlan, Region, render_area
 from flairhub.demo.configs import write_train_config, write_zonal_config
-from flairhub.demo.files import compact_dates, dates_json, write_geopackage, write_raster, write_table
-from flairhub.demo.folder import prepare_folder
-from flairhub.demo.plan import REGIONS, SPLITS, ZONE_REGION, DemoPlan
 from flairhub.demo.seasons import Dates
+from flairhub.demo.writing import (
+    compact_dates,
+    dates_json,
+    prepare_folder,
+    write_geopackage,
+    write_raster,
+    write_table,
+)
 from flairhub.modalities import LABELS, MODALITIES
 from flairhub.progress import Progress, silent
 

@@ -140,10 +140,10 @@ def _nearest_sites(
             neighbour = np.where(closer, index, np.where(runner_up, candidate, neighbour))
             best = np.where(closer, distance, best)
             index = np.where(closer, candidate, index)
-    here, there = sites[index], sites[neighbour]
-    gap = np.hypot(*((here - there) * size).transpose(2, 0, 1))
+    nearest, second_nearest = sites[index], sites[neighbour]
+    gap = np.hypot(*((nearest - second_nearest) * size).transpose(2, 0, 1))
     edge = (second - best) / np.maximum(2 * gap, np.float32(1e-3))
-    offset = ((u - here[..., 0]) * size[0], (v - here[..., 1]) * size[1])
+    offset = ((u - nearest[..., 0]) * size[0], (v - nearest[..., 1]) * size[1])
     return index, neighbour, offset, edge.astype(np.float32)
 
 

@@ -1,18 +1,22 @@
-"""Figures: arrays and facts in, the path of a PNG out."""
+"""Figures and reports: arrays and facts in, the path of a PNG or an HTML file out."""
 
-from flairhub.report.confusion import save_confusion
-from flairhub.report.curves import save_curves
-from flairhub.report.panels import PanelRow, save_panels
+from flairhub.report.charts import save_confusion, save_curves
+from flairhub.report.patch_panels import PanelRow, clearest_date, example_rows, save_panels, view
 from flairhub.report.quicklook import save_quicklook
-from flairhub.report.stretch import clearest_date, percentile_limits, stretch
+from flairhub.report.run_report import write_html
+from flairhub.report.style import class_colormap, percentile_limits, stretch
 
 __all__ = [
     "PanelRow",
+    "class_colormap",
     "clearest_date",
+    "example_rows",
     "percentile_limits",
     "save_confusion",
     "save_curves",
     "save_panels",
     "save_quicklook",
     "stretch",
+    "view",
+    "write_html",
 ]

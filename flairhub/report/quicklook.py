@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from flairhub.class_raster import paint
 from flairhub.errors import DataError
-from flairhub.report.stretch import percentile_limits, stretch
 from flairhub.report.style import (
     INK,
     blank,
@@ -23,8 +22,10 @@ from flairhub.report.style import (
     has_ignored,
     legend_below,
     legend_rows,
+    percentile_limits,
     present_classes,
     save,
+    stretch,
 )
 from flairhub.tasks import Task
 

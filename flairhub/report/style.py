@@ -1,4 +1,4 @@
-"""What all figures share: fonts, stretch, class colours, legend."""
+"""What all figures share: fonts, the way from values to colours, legends."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.patches import Patch
@@ -46,12 +47,49 @@ def save(figure: Figure, path: str | Path) -> Path:
     return target
 
 
+def class_colormap(task: Task) -> tuple[ListedColormap, BoundaryNorm]:
+    """The colours of a task's classes for matplotlib: pass both as `cmap` and `norm`; 255 is to be masked before."""
+    colours = [tuple(part / 255 for part in row.colour) for row in task.classes]
+    return ListedColormap(colours, task.label), BoundaryNorm(range(task.n_classes + 1), task.n_classes)
+
+
+def percentile_limits(images: Sequence[NDArray[Any]], low: float = 1.0, high: float = 99.0) -> tuple[float, float]:
+    """Display range common to several images and all their bands, so that hues stay as they are.
+
+    Args:
+        images: (band, y, x) each; NaN and infinity are left out.
+        low, high: Percentiles that become black and white.
+    """
+    values = np.concatenate([np.asarray(image, np.float64).ravel() for image in images])
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return 0.0, 1.0
+    lower, upper = np.percentile(values, (low, high))
+    return float(lower), float(upper)
+
+
+def stretch(image: NDArray[Any], limits: tuple[float, float]) -> NDArray[np.float32]:
+    """Scale an image linearly between its limits.
+
+    Args:
+        image: (1 or 3, y, x) values.
+        limits: Values that become black and white, from `percentile_limits`.
+
+    Returns:
+        (y, x, 3) float32 in 0-1; not-finite pixels are white.
+    """
+    low, high = limits
+    values = (np.asarray(image, np.float64) - low) / max(high - low, 1e-12)
+    values = np.where(np.isfinite(values), np.clip(values, 0, 1), 1.0)
+    if len(values) == 1:
+        values = np.repeat(values, 3, axis=0)
+    return values.transpose(1, 2, 0).astype(np.float32)
+
+
 def present_classes(maps: Sequence[NDArray[Any]], task: Task) -> list[int]:
-    """Sorted class indices found in any of the maps."""
-    found: set[int] = set()
-    for class_map in maps:
-        found.update(int(value) for value in np.unique(class_map))
-    return sorted(index for index in found if index < task.n_classes)
+    """Sorted class indices that occur in any of the maps."""
+    values = {int(value) for class_map in maps for value in np.unique(class_map)}
+    return sorted(value for value in values if value < task.n_classes)
 
 
 def class_handles(indices: Sequence[int], task: Task, with_ignored: bool = False) -> list[Patch]:

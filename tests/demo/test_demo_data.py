@@ -14,8 +14,8 @@ import rasterio
 
 from flairhub.config import load_train_config, load_zonal_config
 from flairhub.demo import DemoData, DemoPlan, make_demo_data
-from flairhub.demo.folder import MARKER
 from flairhub.demo.surfaces import LPIS_LEVEL_2, LPIS_LEVEL_3
+from flairhub.demo.writing import MARKER
 from flairhub.errors import OutputExistsError, UsageError
 from flairhub.modalities import MODALITIES, Kind
 from flairhub.tasks import level_sizes

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from flairhub.demo.area import Area, render_area
-from flairhub.demo.plan import REGIONS
+from flairhub.demo.area import REGIONS, Area, render_area
 from flairhub.demo.surfaces import BACKGROUND
 from flairhub.timeseries import CloudFilter, SeriesPreparation, prepare_series
 

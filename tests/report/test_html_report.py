@@ -20,7 +20,7 @@ from flairhub.cli import main
 from flairhub.config import load_train_config
 from flairhub.cube import open_cube
 from flairhub.errors import DataError
-from flairhub.report.html import write_html
+from flairhub.report import write_html
 from flairhub.tasks import default_task
 from flairhub.training import evaluate
 from flairhub.training.predict import label_grid, patch_file

@@ -20,8 +20,7 @@ from flairhub.report import (
     save_quicklook,
     stretch,
 )
-from flairhub.report.confusion import row_shares
-from flairhub.report.curves import needs_decades
+from flairhub.report.charts import needs_decades, row_shares
 from flairhub.report.quicklook import nice_length
 from flairhub.report.style import class_handles, present_classes
 from flairhub.tasks import IGNORE_INDEX, default_task

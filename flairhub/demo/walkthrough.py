@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flairhub.class_raster import prediction_files, read_class_raster
 from flairhub.confusion import confusion_matrix, strict_scores
+from flairhub.demo.area import DemoPlan
 from flairhub.demo.configs import IGNORED_COSIA
 from flairhub.demo.dataset import DemoData, make_demo_data
-from flairhub.demo.pictures import draw_pictures, read_raster
-from flairhub.demo.plan import DemoPlan
 from flairhub.jobs import folder_bytes
 from flairhub.modalities import MODALITIES
 from flairhub.progress import Progress, silent
-from flairhub.tasks import default_task
+from flairhub.report import PanelRow, save_confusion, save_curves, save_panels, save_quicklook, view
+from flairhub.tasks import Task, default_task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from flairhub.cube import Cube
     from flairhub.ingest import IngestReport
     from flairhub.training import TrainResult
+
+TITLES: Mapping[str, str] = {"AERIAL_LABEL-COSIA": "Land cover", "ALL_LABEL-LPIS": "Crops"}
+"""What the demo calls its tasks."""
+
+SHORT: Mapping[str, str] = {"AERIAL_LABEL-COSIA": "land_cover", "ALL_LABEL-LPIS": "crops"}
+"""How the demo's files call them."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,7 @@ def run_demo(
         seed: Of the data and of the training.
         plan: Sizes, network, epochs.
         overwrite: Replace an earlier demo in `folder`.
-        progress: Told about every phase.
+        progress: Called with the steps of every phase.
 
     Raises:
         OutputExistsError: The folder holds something already.
@@ -201,7 +209,7 @@ def _ignored(task: str) -> tuple[int, ...]:
 
 
 def _zone_score(data: DemoData, task: str, path: Path) -> TaskScore:
-    truth, prediction = read_raster(data.zone_labels[task])[0], read_raster(path)[0]
+    truth, prediction = _read_bands(data.zone_labels[task])[0], read_class_raster(path)
     return score(confusion_matrix(truth, prediction, default_task(task).n_classes), _ignored(task))
 
 
@@ -224,3 +232,98 @@ def score(matrix: NDArray[np.int64], ignored: tuple[int, ...]) -> TaskScore:
         chance_accuracy=float(share.max()),
         n_classes=int(present.sum()),
     )
+
+
+# --- pictures
+
+
+def varied_patches(cube: Cube, label: str, indices: NDArray[np.int64], count: int) -> list[int]:
+    """Patches to show: of each domain in turn, those with the most evenly spread classes.
+
+    Args:
+        cube: Holds the truth.
+        label: Label set to look at.
+        indices: Cube positions to choose from.
+        count: How many.
+    """
+    ranked: dict[str, list[tuple[float, int]]] = {}
+    for index in indices.tolist():
+        shares = np.bincount(cube.read(label, [index])[0, 0].ravel(), minlength=256) / 1.0
+        shares = shares[shares > 0] / shares.sum()
+        spread = float(-(shares * np.log(shares)).sum())
+        ranked.setdefault(str(cube.patches.domain[index]), []).append((-spread, index))
+    queues = [sorted(ranked[domain]) for domain in sorted(ranked)]
+    turns = [queue[turn] for turn in range(max(map(len, queues))) for queue in queues if turn < len(queue)]
+    return [index for _, index in turns[:count]]
+
+
+def patch_panels(cube: Cube, indices: Sequence[int], task: Task, predictions: Path, path: Path, title: str) -> Path:
+    """Draw inputs, truth and prediction of some patches."""
+    files = prediction_files(predictions)
+    rows = []
+    for index in indices:
+        patch_id = cube.patch_ids[index]
+        inputs = {
+            "aerial image": view(cube, "AERIAL_RGBI", index),
+            "Sentinel-2, spring": view(cube, "SENTINEL2_TS", index, month=4),
+            "Sentinel-2, summer": view(cube, "SENTINEL2_TS", index, month=7),
+        }
+        truth = cube.read(task.label, [index])[0, task.level - 1]
+        rows.append(PanelRow(patch_id, inputs, truth, read_class_raster(files[patch_id])))
+    return save_panels(path, rows, task, title)
+
+
+def draw_pictures(
+    folder: Path,
+    cube: Cube,
+    test: NDArray[np.int64],
+    predictions: Mapping[str, Path],
+    matrices: Mapping[str, NDArray[np.int64]],
+    history: Sequence[Mapping[str, Any]],
+    maps: Mapping[str, Path],
+    zone: Path,
+    gsd_m: float,
+) -> dict[str, Path]:
+    """Draw everything a newcomer wants to see.
+
+    Args:
+        folder: Where the PNG files go.
+        cube: The demo's cube.
+        test: Cube positions of the test patches.
+        predictions: Folder of prediction rasters, by task.
+        matrices: (class, class) counts of the test patches, by task.
+        history: One entry per epoch.
+        maps: Class map of the zone, by task.
+        zone: Folder of the zone's rasters.
+        gsd_m: Pixel size of the maps.
+
+    Returns:
+        Path by name.
+    """
+    pictures = {}
+    aerial = _read_bands(zone / "AERIAL_RGBI.tif")[:3]
+    for name, title in TITLES.items():
+        task, short = default_task(name), SHORT[name]
+        chosen = varied_patches(cube, name, test, 4)
+        path = folder / f"patches_{short}.png"
+        pictures[f"{title}: test patches"] = patch_panels(cube, chosen, task, predictions[name], path, title)
+        path = folder / f"confusion_{short}.png"
+        pictures[f"{title}: confusion matrix"] = save_confusion(
+            path, matrices[name], task.names, f"{title}, test patches"
+        )
+        path = folder / f"map_{short}.png"
+        class_map = read_class_raster(maps[name])
+        pictures[f"{title}: map of the zone"] = save_quicklook(
+            path, class_map, task, gsd_m=gsd_m, title=f"{title} of the zone", image=aerial
+        )
+    curves = {key: [float(entry[key]) for entry in history] for key in ("train_loss", "val_loss", "val_miou")}
+    pictures["Training"] = save_curves(folder / "training.png", curves, "Training")
+    return pictures
+
+
+def _read_bands(path: str | Path) -> NDArray[Any]:
+    """(band, y, x) values of a raster."""
+    import rasterio
+
+    with rasterio.open(path, driver="GTiff") as source:
+        return source.read()

@@ -1,20 +1,82 @@
-"""A confusion matrix to read."""
+"""How a run went: losses and scores over the epochs, and the confusion matrix at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from flairhub.errors import DataError
 from flairhub.report.style import INK, figure_style, save
 
 _CELL_IN = 0.46
+_COLOURS = ("#1f5fa8", "#d1602d", "#3a8f5a", "#8a4fa0", "#b08b1e", "#5a6b7b")
+
+
+def save_curves(path: str | Path, history: Mapping[str, Sequence[float]], title: str | None = None) -> Path:
+    """Draw losses on the left and scores on the right, one value per epoch.
+
+    Args:
+        path: PNG to write.
+        history: Values by name; names with `loss` go to the left, all others to the right. NaN = not measured.
+        title: Above both.
+
+    Returns:
+        The written path.
+    """
+    curves = {name: np.asarray(values, np.float64) for name, values in history.items() if len(values)}
+    if not curves:
+        raise DataError("the history holds no curve to draw.")
+    groups = [
+        ("loss", {name: values for name, values in curves.items() if "loss" in name}),
+        ("score", {name: values for name, values in curves.items() if "loss" not in name}),
+    ]
+    groups = [(label, group) for label, group in groups if group]
+    with figure_style():
+        figure = Figure(figsize=(4.8 * len(groups) + 0.4, 3.6), layout="constrained")
+        for i, (label, group) in enumerate(groups):
+            _draw_curves(figure.add_subplot(1, len(groups), i + 1), label, group)
+        if title:
+            figure.suptitle(title, fontsize=13, weight="bold", color=INK)
+        return save(figure, path)
+
+
+def needs_decades(curves: Iterable[np.ndarray]) -> bool:
+    """Whether a logarithmic axis is needed: on a linear one, a first epoch far off would flatten all others."""
+    values = np.concatenate([np.asarray(curve, np.float64).ravel() for curve in curves])
+    values = values[np.isfinite(values)]
+    return bool(values.size and values.min() > 0 and values.max() > 20 * np.median(values))
+
+
+def _draw_curves(axes: Axes, label: str, group: Mapping[str, np.ndarray]) -> None:
+    for colour, (name, values) in zip(_COLOURS * (len(group) // len(_COLOURS) + 1), group.items(), strict=False):
+        epochs = np.arange(1, len(values) + 1)
+        measured = np.isfinite(values)
+        axes.plot(
+            epochs[measured], values[measured], color=colour, marker="o", markersize=3.5, label=name.replace("_", " ")
+        )
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.grid(color="#e5e5e5", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    if label == "score":
+        axes.set_ylim(0, max(1.0, *(float(np.nanmax(values)) for values in group.values())) * 1.02)
+    elif needs_decades(group.values()):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=9)
 
 
 def row_shares(matrix: NDArray[Any]) -> NDArray[np.float64]:
@@ -55,7 +117,7 @@ def save_confusion(path: str | Path, matrix: NDArray[Any], names: Sequence[str],
     with figure_style():
         figure = Figure(figsize=(width, height))
         axes = figure.add_axes((margin / width, bottom / height, side / width, side / height))
-        _draw(axes, shares, labels)
+        _draw_matrix(axes, shares, labels)
         for row, text in enumerate(support):
             axes.text(len(used) - 0.3, row, text, va="center", ha="left", fontsize=8.5)
         axes.text(len(used) - 0.3, -0.75, "share", va="center", ha="left", fontsize=8.5, style="italic")
@@ -64,7 +126,7 @@ def save_confusion(path: str | Path, matrix: NDArray[Any], names: Sequence[str],
     return save(figure, path)
 
 
-def _draw(axes: Axes, shares: NDArray[np.float64], labels: Sequence[str]) -> None:
+def _draw_matrix(axes: Axes, shares: NDArray[np.float64], labels: Sequence[str]) -> None:
     axes.imshow(np.where(np.isnan(shares), 0, shares), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     size = len(labels)
     axes.set_xticks(range(size), labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=9)

@@ -1,19 +1,19 @@
-"""Inputs, truth and prediction of some patches side by side."""
+"""Patches side by side: what went in, what is true, what came out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from flairhub.class_raster import paint
+from flairhub.class_raster import paint, prediction_files, read_class_raster
 from flairhub.errors import DataError
-from flairhub.report.stretch import percentile_limits, stretch
+from flairhub.modalities import modality
 from flairhub.report.style import (
     INK,
     blank,
@@ -22,11 +22,24 @@ from flairhub.report.style import (
     has_ignored,
     legend_below,
     legend_rows,
+    percentile_limits,
     present_classes,
     save,
+    stretch,
 )
 from flairhub.tasks import IGNORE_INDEX, Task
 
+if TYPE_CHECKING:
+    from flairhub.cube import Cube
+
+MOST_INPUTS = 3
+_TRUE_COLOUR = ("B04", "B03", "B02")
+_SHORT = {
+    "AERIAL_RGBI": "aerial",
+    "AERIAL-RLT_PAN": "historical",
+    "DEM_ELEV": "height above ground",
+    "SPOT_RGBI": "SPOT",
+}
 _CELL_IN = 2.35
 _GAP_IN = 0.12
 
@@ -112,3 +125,84 @@ def _grid(n_rows: int, columns: Sequence[str], n_handles: int, title: str | None
     if title:
         figure.text(0.5, 1 - 0.12 / height, title, ha="center", va="top", fontsize=13, weight="bold", color=INK)
     return figure, cells
+
+
+# --- patches of a cube
+
+
+def example_rows(
+    cube: Cube, patch_ids: Sequence[str], inputs: Sequence[str], task: Task, predictions: Path
+) -> list[PanelRow]:
+    """Return what `save_panels` draws.
+
+    Args:
+        cube: Holds inputs and labels.
+        patch_ids: Patches to show.
+        inputs: Modalities of the run; the first three are shown.
+        task: What was predicted.
+        predictions: Folder of the task's prediction rasters.
+
+    Raises:
+        DataError: A prediction raster is missing.
+    """
+    files = prediction_files(predictions)
+    rows = []
+    for patch_id in patch_ids:
+        if patch_id not in files:
+            raise DataError(f"{predictions}: holds no prediction of patch {patch_id}.")
+        index = int(cube.indices([patch_id])[0])
+        shown = {_title(name): view(cube, name, index) for name in inputs[:MOST_INPUTS]}
+        truth = cube.read(task.label, [index])[0, task.level - 1]
+        rows.append(PanelRow(patch_id, shown, truth, read_class_raster(files[patch_id])))
+    return rows
+
+
+def _title(name: str) -> str:
+    return _SHORT.get(name, name.removesuffix("_TS").replace("SENTINEL", "Sentinel-").replace("_", " "))
+
+
+def view(cube: Cube, name: str, index: int, month: int = 7) -> NDArray[Any]:
+    """Return something to look at of one patch.
+
+    Args:
+        cube: An open cube.
+        name: Modality.
+        index: Position in the cube.
+        month: Of a series with true colours, the clearest date near the middle of this month, 1-12.
+
+    Returns:
+        (3, y, x) the first three bands, or the true colours of one date; (1, y, x) one band, the height above ground,
+        or the mean of the first band over all dates.
+    """
+    row = modality(name)
+    values = cube.read(name, [index])[0]
+    if row.is_elevation:
+        return values[:1].astype(np.float32) - values[1:2]
+    if not row.is_series:
+        return values[:3] if len(values) >= 3 else values[:1]
+    info = cube.series(name)
+    count = int(info.n_dates[index])
+    if count == 0:
+        return np.zeros((1, *values.shape[-2:]), np.float32)
+    if all(band in row.bands for band in _TRUE_COLOUR):
+        mask = None
+        if row.quality_mask in cube.modalities:
+            mask = cube.read(row.quality_mask, [index])[0, :count]
+        chosen = clearest_date(mask, info.dates[index, :count], month)
+        return values[chosen, [row.bands.index(band) for band in _TRUE_COLOUR]]
+    return values[:count, :1].astype(np.float32).mean(axis=0)
+
+
+def clearest_date(mask: NDArray[Any] | None, dates: NDArray[Any], month: int = 7) -> int:
+    """Position of the least covered image, nearest to the middle of a month among equals.
+
+    Args:
+        mask: (time, 2, y, x) snow and cloud probability 0-100, or None when there is no mask.
+        dates: (time,) datetime64.
+        month: Month to come near to, 1-12.
+    """
+    days = dates.astype("datetime64[D]")
+    day_of_year = (days - days.astype("datetime64[Y]").astype("datetime64[D]")).astype(int)
+    distance = np.abs(day_of_year - (30.4 * (month - 0.5)))
+    covered = np.zeros(len(days)) if mask is None else (np.asarray(mask) > 1).any(axis=1).mean(axis=(1, 2))
+    return int(np.lexsort((distance, np.round(covered, 3)))[0])

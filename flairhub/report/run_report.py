@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import csv
+import json
 import logging
 import platform
 import tempfile
@@ -13,15 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flairhub.baselines import find_baseline
+from flairhub.config import TrainConfig, label_tasks, load_train_config
 from flairhub.errors import DataError, FlairhubError
 from flairhub.jobs import write_text
-from flairhub.report.confusion import save_confusion
-from flairhub.report.curves import save_curves
-from flairhub.report.examples import example_rows
-from flairhub.report.panels import save_panels
-from flairhub.report.run_facts import RunFacts, read_run
+from flairhub.report.charts import save_confusion, save_curves
+from flairhub.report.patch_panels import example_rows, save_panels
 from flairhub.tasks import Task
 from flairhub.version import __version__
 
@@ -179,16 +180,16 @@ def _examples(
     groups = {"Best patches": ranked[:count], "Worst patches": ranked[-count:][::-1]}
     try:
         opened = place if isinstance(place, Cube) else open_cube(place)
-        found = []
+        figures = []
         for title, patches in groups.items():
             ids = [patch.patch_id for patch in patches]
             rows = example_rows(opened, ids, facts.config.modalities.active, task, predictions)
             picture = save_panels(folder / f"{task.label}_{title[:4]}.png", rows, task)
-            found.append({"title": title, "picture": _embedded(picture), "alt": f"{title}: {', '.join(ids)}"})
+            figures.append({"title": title, "picture": _embedded(picture), "alt": f"{title}: {', '.join(ids)}"})
     except FlairhubError as error:
         logger.warning("no pictures of patches: %s", error)
         return [], str(error)
-    return found, ""
+    return figures, ""
 
 
 def _embedded(path: Path) -> str:
@@ -196,7 +197,7 @@ def _embedded(path: Path) -> str:
 
 
 def _versions(facts: RunFacts) -> dict[str, str]:
-    found = {
+    versions = {
         "flairhub, scores": str(facts.metrics.get("flairhub_version", "unknown")),
         "flairhub, this report": __version__,
         "configuration sha256": str(facts.metrics.get("config_sha256", "unknown")),
@@ -204,10 +205,10 @@ def _versions(facts: RunFacts) -> dict[str, str]:
     }
     for name in _PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _percent(value: float | None, scale: float = 100.0) -> str:
@@ -216,3 +217,91 @@ def _percent(value: float | None, scale: float = 100.0) -> str:
 
 def _span(ends: Sequence[float] | None) -> str:
     return "–" if ends is None else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
+
+
+# --- what the folder of a run holds
+
+
+@dataclass(frozen=True)
+class PatchScore:
+    """One line of `patches/<task>.csv`.
+
+    Attributes:
+        patch_id: The patch.
+        domain: Its domain.
+        pixels: Pixels that count.
+        accuracy: Share of right ones.
+    """
+
+    patch_id: str
+    domain: str
+    pixels: int
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """Configuration, scores and history of a run.
+
+    Attributes:
+        folder: Of the run, or of an evaluation.
+        config: The resolved configuration.
+        config_text: The same as YAML.
+        metrics: Content of metrics.json.
+        history: One entry per epoch; empty when nothing was trained.
+        matrices: By task, (class, class) counts, rows = truth.
+        patches: By task, scores of the patches that have pixels that count.
+    """
+
+    folder: Path
+    config: TrainConfig
+    config_text: str
+    metrics: Mapping[str, Any]
+    history: list[dict[str, Any]]
+    matrices: Mapping[str, NDArray[np.int64]]
+    patches: Mapping[str, list[PatchScore]]
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """Tasks with scores."""
+        return tuple(task for task in label_tasks(self.config) if task.label in self.metrics["tasks"])
+
+
+def read_run(folder: str | Path) -> RunFacts:
+    """Read the folder of a run that was scored.
+
+    Raises:
+        DataError: It is no such folder, or a file in it is damaged.
+    """
+    root = Path(folder)
+    missing = [name for name in ("config.yaml", "metrics.json") if not (root / name).is_file()]
+    if missing:
+        raise DataError(
+            f"{root}: holds no {' and no '.join(missing)}. Give the folder of a run with scores: "
+            "flairhub train with tasks.predict or tasks.metrics_only, or flairhub evaluate."
+        )
+    metrics = _json(root / "metrics.json")
+    history = _json(root / "history.json") if (root / "history.json").is_file() else []
+    if not isinstance(metrics, dict) or metrics.get("format") != 1 or not isinstance(metrics.get("tasks"), dict):
+        raise DataError(f"{root / 'metrics.json'}: is not a metrics.json of format 1.")
+    try:
+        matrices = {name: np.load(root / "confusion" / f"{name}.npy", allow_pickle=False) for name in metrics["tasks"]}
+        patches = {name: _patches(root / "patches" / f"{name}.csv") for name in metrics["tasks"]}
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{root}: scores are incomplete: {error}. Score the run again.") from error
+    config = load_train_config(root / "config.yaml")
+    text = (root / "config.yaml").read_text(encoding="utf-8")
+    return RunFacts(root, config, text, metrics, history, matrices, patches)
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: is no JSON: {error}") from error
+
+
+def _patches(path: Path) -> list[PatchScore]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["accuracy"]]
+    return [PatchScore(row["patch_id"], row["domain"], int(row["pixels"]), float(row["accuracy"])) for row in rows]
