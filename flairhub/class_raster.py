@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from flairhub.errors import DataError
 from flairhub.geo import GeoBox
+from flairhub.jobs import placed
 from flairhub.tasks import IGNORE_INDEX, Language, Task
 
 NO_CLASS_COLOUR = (235, 235, 235)
@@ -57,17 +58,14 @@ def describe_band(dataset: Any, task: Task, language: Language | None = None) ->
         dataset.update_tags(1, **{f"CLASS_{index}": name for index, name in enumerate(task.names_in(language))})
 
 
-def write_class_raster(
-    path: Path, classes: NDArray[np.uint8], task: Task, grid: GeoBox | None, final: Path | None = None
-) -> None:
-    """Write a class raster as a GeoTIFF and read it back.
+def write_class_raster(path: Path, classes: NDArray[np.uint8], task: Task, grid: GeoBox | None) -> None:
+    """Write a class raster as a GeoTIFF and read it back before it gets its name.
 
     Args:
-        path: File to write; its folder exists.
+        path: Final name; its folder is made.
         classes: (y, x) class indices, 255 = no class.
         task: Gives the colour table.
         grid: Georeferencing; None writes none.
-        final: Name that the file gets afterwards, for messages.
 
     Raises:
         DataError: It cannot be written, or does not read back equal.
@@ -88,16 +86,15 @@ def write_class_raster(
         profile["transform"] = grid.affine()
         if grid.crs_wkt:
             profile["crs"] = grid.crs_wkt
-    shown = path if final is None else final
     try:
-        with _ungeoreferenced_allowed(), rasterio.open(path, "w", **profile) as target:
-            describe_band(target, task)
-            target.write(classes, 1)
-        written = read_class_raster(path)
-    except RasterioError as error:
-        raise DataError(f"{shown}: cannot be written: {error}") from error
-    if not np.array_equal(written, classes):
-        raise DataError(f"{shown}: does not read back as written. Check the disk.")
+        with placed(path) as partial:
+            with _ungeoreferenced_allowed(), rasterio.open(partial, "w", **profile) as target:
+                describe_band(target, task)
+                target.write(classes, 1)
+            if not np.array_equal(read_class_raster(partial), classes):
+                raise DataError(f"{path}: does not read back as written. Check the disk.")
+    except (OSError, RasterioError) as error:
+        raise DataError(f"{path}: cannot be written: {error}") from error
 
 
 def read_class_raster(path: str | Path) -> NDArray[np.uint8]:

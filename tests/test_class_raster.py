@@ -54,6 +54,13 @@ def test_names_in_both_languages() -> None:
     assert (stac_classes(COSIA)[0]["name"], stac_classes(COSIA)[0]["title"]) == ("building", "bâtiment")
 
 
+def test_a_raster_that_reads_back_differently_gets_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flairhub.class_raster.read_class_raster", lambda _: CLASSES + 1)
+    with pytest.raises(DataError, match=r"a\.tif: does not read back as written"):
+        write_class_raster(tmp_path / "a.tif", CLASSES, COSIA, None)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_files_read_back_with_their_grid(tmp_path: Path) -> None:
     grid = GeoBox(rasterio.crs.CRS.from_epsg(2154).to_wkt(), 489_000.0, 6_840_000.0, 0.2, 0.4, 2, 3)
     write_class_raster(tmp_path / "a.tif", CLASSES, COSIA, grid)
@@ -73,8 +80,8 @@ def test_what_is_no_class_raster_is_an_error(tmp_path: Path) -> None:
         target.write(np.zeros((2, 2, 2), np.uint16))
     with pytest.raises(DataError, match="got 2 bands of uint16, expected 1 of uint8"):
         read_class_raster(tmp_path / "d.tif")
-    with pytest.raises(DataError, match=r"e\.tif: cannot be written"):
-        write_class_raster(tmp_path / "none" / "a", CLASSES, COSIA, None, final=tmp_path / "e.tif")
+    with pytest.raises(DataError, match=r"c\.tif/e\.tif: cannot be written"):
+        write_class_raster(tmp_path / "c.tif" / "e.tif", CLASSES, COSIA, None)
 
 
 def test_a_prediction_is_found_by_the_patch_it_belongs_to(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,6 @@ from flairhub.models import Network, load_model, load_published
 from flairhub.progress import Progress, silent
 from flairhub.tasks import IGNORE_INDEX, Task
 from flairhub.training.fit import resolve_precision
-from flairhub.training.folder import write_atomically
 from flairhub.training.forward import mean_probabilities, network_output
 from flairhub.training.setup import Setup
 from flairhub.training.splits import split_indices
@@ -155,7 +154,7 @@ def predict_split(setup: Setup, cube: Cube, network: Network, progress: Progress
             if setup.phases.write_files:
                 path = setup.folder.predictions(task) / patch_file(cube, prediction.index, name)
                 grid = label_grid(cube, prediction.index, name) if setup.phases.georeference else None
-                write_atomically(path, _writer(path, classes, task, grid))
+                write_class_raster(path, classes, task, grid)
     return _gathered(sums, rank, world_size)
 
 
@@ -182,10 +181,6 @@ def label_grid(cube: Cube, index: int, label: str) -> GeoBox:
     height, width = cube.array(label).shape[-2:]
     x_res, y_res = table.footprint_m[0] / width, table.footprint_m[1] / height
     return GeoBox(table.crs_wkt, float(table.x_min[index]), float(table.y_max[index]), x_res, y_res, height, width)
-
-
-def _writer(path: Path, classes: NDArray[np.uint8], task: Task, grid: GeoBox | None) -> Callable[[Path], None]:
-    return lambda partial: write_class_raster(partial, classes, task, grid, final=path)
 
 
 def count_rasters(setup: Setup, cube: Cube, folders: Mapping[str, Path], progress: Progress = silent) -> ConfusionSums:

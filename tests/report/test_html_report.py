@@ -59,7 +59,6 @@ def run(patch_files: PatchFiles, make_cube: Callable[..., Path], tmp_path_factor
         wrong = rng.random(truth.shape) < (index + 1) / 12
         classes = np.where(wrong | (truth == 255), (truth.astype(int) + 1) % 15, truth).astype(np.uint8)
         path = folder / "run" / "predictions" / LAND / patch_file(cube, index, LAND)
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_class_raster(path, classes, default_task(LAND), label_grid(cube, index, LAND))
     evaluate(load_train_config(folder), folder / "run" / "predictions", output=folder / "run")
     history = [
