@@ -39,15 +39,19 @@ def valid_pixels(
     Returns:
         (y, x) or (time, y, x) bool; None where every pixel holds data.
     """
-    bands = list(range(values.shape[-3])) if channels is None else [channel - 1 for channel in channels]
+    bands = range(values.shape[-3]) if channels is None else [channel - 1 for channel in channels]
     valid: NDArray[np.bool_] | None = None
-    per_band = [_band_valid(values[..., band, :, :], _nodata_of(nodata, band)) for band in bands]
-    if values.dtype.kind == "f" or every_band:
-        for band_valid in per_band:
-            if band_valid is not None:
-                valid = band_valid if valid is None else valid & band_valid
-    elif per_band and all(band_valid is not None for band_valid in per_band):
-        valid = np.logical_or.reduce([band_valid for band_valid in per_band if band_valid is not None])
+    needs_all = values.dtype.kind == "f" or every_band
+    for band in bands:
+        band_valid = _band_valid(values[..., band, :, :], _nodata_of(nodata, band))
+        if needs_all:
+            valid = valid if band_valid is None else band_valid if valid is None else valid & band_valid
+            continue
+        # One band without nodata numbers is enough: most images are done with after the first.
+        valid = None if band_valid is None else band_valid if valid is None else valid | band_valid
+        if valid is None or valid.all():
+            valid = None
+            break
     if mask is not None:
         shape = values.shape[:-3] + values.shape[-2:]
         valid = np.broadcast_to(mask, shape) if valid is None else valid & mask
@@ -75,16 +79,26 @@ def _nodata_of(nodata: Nodata, band: int) -> float | None:
 
 def _band_valid(values: NDArray[Any], nodata: float | None) -> NDArray[np.bool_] | None:
     """Where one band, (..., y, x), holds a number that means something; None = everywhere."""
+    if not values.size:
+        return None
     if values.dtype.kind == "f":
+        # As the file stores it: -3.4e38 written in decimal is another number in float32 than in float64.
+        with np.errstate(over="ignore"):
+            declared = np.nan if nodata is None else np.asarray(nodata, dtype=values.dtype)
+        # Both carry NaN and infinity, and are several times faster than a look at each pixel.
+        low, high = values.min(), values.max()
+        if np.isfinite(low) and np.isfinite(high) and not low <= declared <= high:
+            return None
         valid = np.isfinite(values)
-        if nodata is not None and not np.isnan(nodata):
-            # As the file stores it: -3.4e38 written in decimal is another number in float32 than in float64.
-            with np.errstate(over="ignore"):
-                valid &= values != np.asarray(nodata, dtype=values.dtype)
-        return valid
-    if nodata is None or not np.isfinite(nodata) or nodata != np.floor(nodata):
-        return None
-    limits = np.iinfo(values.dtype)
-    if not limits.min <= nodata <= limits.max:
-        return None
-    return values != np.asarray(int(nodata)).astype(values.dtype)
+        return valid if np.isnan(declared) else valid & (values != declared)
+    number = stored_nodata(nodata, values.dtype)
+    return None if number is None else values != np.asarray(int(number)).astype(values.dtype)
+
+
+def stored_nodata(nodata: float | None, dtype: np.dtype[Any]) -> float | None:
+    """Return the declared value, or None where pixels of this dtype cannot hold it (integers: 3.5, -1, NaN)."""
+    if nodata is None or dtype.kind == "f":
+        return nodata
+    limits = np.iinfo(dtype)
+    whole = np.isfinite(nodata) and nodata == np.floor(nodata)
+    return nodata if whole and limits.min <= nodata <= limits.max else None

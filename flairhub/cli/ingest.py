@@ -123,6 +123,9 @@ def command(
             progress=progress,
         )
     _show(report, f"{report.n_patches} patches, {len(report.modalities)} modalities, ")
+    for name, count in report.invalid.items():
+        if count:
+            console.print(f"{name}: {count} pixels without data, left out of training.", soft_wrap=True, markup=False)
     for name, patch_id, reason in report.skipped:
         console.print(f"skipped {name} {patch_id}: {reason}", soft_wrap=True, markup=False)
     if report.skipped:

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flairhub.cube.reader import ArrayReader, Backend
-from flairhub.cube.spec import FORMAT_VERSION, NO_DAY, PATCHES, ROOT_KEY, fill_value
-from flairhub.cube.table import NUMBER_COLUMNS, TEXT_COLUMNS, PatchTable
+from flairhub.cube.spec import FORMAT_VERSION, HAS_MASK, NO_DAY, NODATA, PATCHES, ROOT_KEY, VALID, fill_value
+from flairhub.cube.table import NUMBER_COLUMNS, TEXT_COLUMNS, PatchTable, Validity
 from flairhub.cube.zone_spec import ZONE_KEY
 from flairhub.errors import CubeError, UsageError
 from flairhub.modalities import MODALITIES, modality
@@ -76,6 +76,7 @@ class Cube:
         self._readers: dict[str, ArrayReader] = {}
         self._presence: dict[str, NDArray[np.bool_]] = {}
         self._series: dict[str, SeriesInfo] = {}
+        self._validities: dict[str, Validity] = {}
 
     def __reduce__(self) -> Any:
         return open_cube, (self.path, self._backend)
@@ -147,6 +148,49 @@ class Cube:
         """Read the patches at `indices` into `out` (n, ...); see `ArrayReader.read_into`."""
         self.array(name).read_into(indices, out)
 
+    def read_valid(
+        self,
+        name: str,
+        indices: Sequence[int] | NDArray[Any],
+        channels: Sequence[int] | None = None,
+        every_band: bool = False,
+        values: NDArray[Any] | None = None,
+    ) -> NDArray[np.bool_] | None:
+        """Return where patches of an image or a series hold data, by the rule of `flairhub.validity.valid_pixels`.
+
+        Args:
+            name: Modality.
+            indices: Positions in storage order. Patches that are recorded as missing need `values`.
+            channels: 1-based bands that are used; None = all, as for series, whatever the network takes.
+            every_band: An integer pixel, too, needs all its bands.
+            values: What `read` gave for these patches; read here where it is needed and not given.
+
+        Returns:
+            (n, y, x) or (n, time, y, x) bool; None where every pixel holds data. Nothing is said of the padding behind
+            a patch's dates.
+
+        Raises:
+            CubeError: Damaged or absent chunks and tables.
+        """
+        validity = self.validity(name)
+        if validity.everywhere(self.array(name).dtype):
+            return None
+        return validity.of(self.read(name, indices) if values is None else values, indices, channels, every_band)
+
+    def validity(self, name: str) -> Validity:
+        """Return what says where the patches of a modality hold data, besides their numbers."""
+        if name not in self._validities:
+            self._validities[name] = self._read_validity(name)
+        return self._validities[name]
+
+    def _read_validity(self, name: str) -> Validity:
+        arrays = self._modality_group(name).attrs.get("validity", [])
+        nodata = self._table(f"{name}/{NODATA}") if NODATA in arrays else None
+        if VALID not in arrays:
+            return Validity(nodata, None, None)
+        has_mask = self._table(f"{name}/{HAS_MASK}")
+        return Validity(nodata, self._reader(f"{name}/{VALID}", name, has_mask), has_mask)
+
     def series(self, name: str) -> SeriesInfo:
         """Return the dates of a series or mask series.
 
@@ -176,7 +220,10 @@ class Cube:
         return found
 
     def average(self, name: str, average: str) -> ArrayReader:
-        """Return the reader of stored period means: (patch, period, band, y, x) float32, 0 in empty periods."""
+        """Return the reader of stored period means: (patch, period, band, y, x) float32.
+
+        0 in empty periods, NaN where a pixel has no observation in a period that has others.
+        """
         held = self._modality_group(name).attrs.get("averages", [])
         if average not in held:
             raise CubeError(f"{self.path}: {name} has no {average} averages, found: {', '.join(held) or 'none'}.")
@@ -210,20 +257,26 @@ class Cube:
             variables["date"] = (("patch", "time"), series.dates.astype("datetime64[ns]"))
         return xr.Dataset(variables, coordinates, attrs=dict(self.info(name)))
 
-    def _reader(self, path: str, name: str) -> ArrayReader:
+    def _reader(self, path: str, name: str, present: NDArray[np.bool_] | None = None) -> ArrayReader:
         if path not in self._readers:
             self._modality_group(name)
             folder = Path(self.path) / path if is_local(self.path) else None
             self._readers[path] = ArrayReader(
-                self._group[path],
+                self._node(path),
                 name=path,
                 store=str(self.path),
                 patch_ids=self.patch_ids,
-                present=self.present(name),
+                present=self.present(name) if present is None else present,
                 folder=folder,
                 backend=self._backend,
             )
         return self._readers[path]
+
+    def _node(self, path: str) -> Any:
+        try:
+            return self._group[path]
+        except (KeyError, ValueError, OSError) as error:
+            raise CubeError(f"{self.path}: {path} is absent: {error}. Ingest again with --overwrite.") from error
 
     def _table(self, path: str) -> NDArray[Any]:
         """Read a small array whole; zarr would give fill values for a chunk that is gone, this does not."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from flairhub.cube.backends import ChunkBackend, ChunkProblem, DirectBackend, ZarrBackend
 from flairhub.cube.codecs import codec_of
+from flairhub.cube.spec import VALID
 from flairhub.errors import CubeError, UsageError
 
 Backend = Literal["auto", "direct", "zarr"]
@@ -138,8 +139,12 @@ class ArrayReader:
         return out
 
     def shard_files(self) -> list[str]:
-        """Return the paths of all shards below the store."""
-        return [f"{self.name}/{self._key(shard)}" for shard in range(-(-self.shape[0] // self.shard_patches))]
+        """Return the paths of all shards below the store; of `valid`, those that hold a patch."""
+        step = self.shard_patches
+        shards = list(range(-(-self.shape[0] // step)))
+        if self.name.endswith(f"/{VALID}"):
+            shards = [shard for shard in shards if any(self._here[shard * step : (shard + 1) * step])]
+        return [f"{self.name}/{self._key(shard)}" for shard in shards]
 
     def problems(self, index: int) -> list[str]:
         """Return what is wrong with the stored chunks of a present patch, one message per chunk."""

@@ -27,6 +27,9 @@ INGEST = "ingest"
 
 JOURNAL = "journal.jsonl"
 
+VALID, HAS_MASK, NODATA = "valid", "has_mask", "nodata"
+"""Arrays beside `data`, where files need them: their masks, which patches have one, and declared nodata numbers."""
+
 NO_DAY = int(np.iinfo(np.int32).min)
 """Stored value of a date that does not exist."""
 
@@ -39,6 +42,9 @@ PRESETS: tuple[str, ...] = get_args(Preset)
 
 SMALL_CODEC = ChunkCodec("zstd", level=3)
 """Chain of tables and coordinates."""
+
+MASK_CODEC = ChunkCodec("zstd", level=1)
+"""Chain of masks, whatever the preset: they shrink to almost nothing."""
 
 _SHARD_TARGET_BYTES = 64 * 2**20
 
@@ -132,6 +138,20 @@ def average_spec(data: ArraySpec, n_periods: int, preset: str) -> ArraySpec:
         shard_patches=data.shard_patches,
         codec=codec_for(preset, "float32", is_label=False),
         fill=float("nan"),
+    )
+
+
+def valid_spec(data: ArraySpec) -> ArraySpec:
+    """Return the spec of `/<MODALITY>/valid` beside `data`, shard for shard; only patches with a mask have a chunk."""
+    sample = (*data.shape[1:-3], *data.shape[-2:])
+    return ArraySpec(
+        shape=(data.shape[0], *sample),
+        dims=(*data.dims[:-3], *data.dims[-2:]),
+        dtype="uint8",
+        chunk=(1, *sample),
+        shard_patches=data.shard_patches,
+        codec=MASK_CODEC,
+        fill=1,
     )
 
 

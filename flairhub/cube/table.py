@@ -1,11 +1,16 @@
-"""The patch table: which patches a cube holds, where they lie, and to which split they belong."""
+"""Tables of patches: which a cube holds, where they lie, to which split they belong, what tells their valid pixels."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from flairhub.cube.reader import ArrayReader
+from flairhub.validity import valid_pixels
 
 SPLITS = ("train", "valid", "test")
 
@@ -48,3 +53,43 @@ class PatchTable:
 
 TEXT_COLUMNS = ("patch_id", "domain", "roi", "split")
 NUMBER_COLUMNS = ("row", "col", "x_min", "y_max")
+
+
+@dataclass(frozen=True)
+class Validity:
+    """What says where the patches of a modality hold data, besides their numbers; None = nothing does.
+
+    Attributes:
+        nodata: (patch,) float64, the number that stands for no data, NaN = none.
+        mask: Reader of `valid`, (patch, [time,] y, x) uint8, for the patches that have a mask.
+        has_mask: (patch,) bool.
+    """
+
+    nodata: NDArray[np.float64] | None
+    mask: ArrayReader | None
+    has_mask: NDArray[np.bool_] | None
+
+    def everywhere(self, dtype: np.dtype[Any]) -> bool:
+        """True when no pixel of this dtype can lack data."""
+        return dtype.kind != "f" and self.nodata is None and self.mask is None
+
+    def of(
+        self,
+        values: NDArray[Any],
+        indices: Sequence[int] | NDArray[Any],
+        channels: Sequence[int] | None,
+        every_band: bool,
+    ) -> NDArray[np.bool_] | None:
+        """Apply the rule to patches (n, [time,] band, y, x): (n, [time,] y, x) bool, None = everywhere."""
+        result: NDArray[np.bool_] | None = None
+        for row, index in enumerate(indices):
+            nodata = None if self.nodata is None else float(self.nodata[index])
+            mask = None
+            if self.mask is not None and self.has_mask is not None and self.has_mask[index]:
+                mask = self.mask.read([index])[0] > 0
+            valid = valid_pixels(values[row], nodata, mask, channels, every_band)
+            if valid is not None:
+                if result is None:
+                    result = np.ones((len(values), *valid.shape), dtype=bool)
+                result[row] = valid
+        return result

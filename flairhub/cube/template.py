@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,12 +17,16 @@ from numpy.typing import NDArray
 from flairhub.cube.spec import (
     DATE_ATTRIBUTES,
     FORMAT_VERSION,
+    HAS_MASK,
     INGEST,
     NO_DAY,
+    NODATA,
     PATCHES,
     ROOT_KEY,
     SMALL_CODEC,
+    VALID,
     ArraySpec,
+    valid_spec,
 )
 from flairhub.jobs import reach, to_disk, write_file
 from flairhub.modalities import modality
@@ -94,10 +99,14 @@ class GroupResult:
     Attributes:
         present: (patch,) bool.
         attributes: Statistics and counts for the group's attributes.
+        nodata: (patch,) float64, the number that stands for no data in the patch's values, NaN = none.
+        has_mask: (patch,) bool, which patches have a chunk in `valid`.
     """
 
     present: NDArray[np.bool_]
     attributes: Mapping[str, Any]
+    nodata: NDArray[np.float64]
+    has_mask: NDArray[np.bool_]
 
 
 def create_store(folder: Path, template: CubeTemplate) -> None:
@@ -151,12 +160,31 @@ def finish_store(
                 days = np.where(result.present[:, None], group.days, NO_DAY).astype(np.int32)
                 stored["date"][:] = days  # type: ignore[index]
                 stored["n_dates"][:] = (days != NO_DAY).sum(axis=1).astype(np.int32)  # type: ignore[index]
-            stored.attrs.update(result.attributes)
+            if not result.has_mask.any():
+                # Of a stopped run, before the files changed.
+                shutil.rmtree(folder / group.name / VALID, ignore_errors=True)
+            validity = {} if group.spec.dims[-3] == "level" else {"validity": _write_validity(stored, group, result)}
+            stored.attrs.update({**result.attributes, **validity})
         consolidate(folder)
     to_disk(path for path in folder.rglob("*") if path.is_file())
     reach("tables")
     set_status(folder, "complete")
     reach("complete")
+
+
+def _write_validity(stored: Any, group: GroupTemplate, result: GroupResult) -> list[str]:
+    """Write what says where pixels hold data, as far as it is needed; return the arrays. Safe to repeat."""
+    names = []
+    if not np.isnan(result.nodata).all():
+        write_table(stored, NODATA, result.nodata, ("patch",), overwrite=True)
+        names.append(NODATA)
+    if result.has_mask.any():
+        if VALID not in stored:
+            # Its shards are there already: nothing below it may be removed.
+            _create_data(stored, valid_spec(group.spec), VALID)
+        write_table(stored, HAS_MASK, result.has_mask, ("patch",), overwrite=True)
+        names += [VALID, HAS_MASK]
+    return names
 
 
 def root_attributes(folder: Path, key: str = ROOT_KEY) -> Mapping[str, Any] | None:
@@ -250,9 +278,9 @@ def _create_group(root: Any, group: GroupTemplate, template: CubeTemplate) -> No
         create_array(beside, "date", shape, chunk, "int32", ("patch", "period"), DATE_ATTRIBUTES, NO_DAY)
 
 
-def _create_data(group: Any, spec: ArraySpec) -> None:
+def _create_data(group: Any, spec: ArraySpec, name: str = "data") -> None:
     group.create_array(
-        "data",
+        name,
         shape=spec.shape,
         dtype=spec.dtype,
         chunks=spec.chunk,
@@ -271,12 +299,13 @@ def write_table(
     dims: tuple[str, ...],
     attributes: Mapping[str, Any] | None = None,
     fill: Any = None,
+    overwrite: bool = False,
 ) -> None:
-    """Write a small array whole, as one chunk."""
+    """Write a small array whole, as one chunk; `overwrite` one that exists already."""
     kind = values.dtype.kind
     dtype = str if kind == "U" else values.dtype
     fill = _TABLE_FILLS[kind] if fill is None else fill
-    array = create_array(group, name, values.shape, values.shape, dtype, dims, attributes or {}, fill)
+    array = create_array(group, name, values.shape, values.shape, dtype, dims, attributes or {}, fill, overwrite)
     array[...] = values.astype(object) if kind == "U" else values
 
 
@@ -289,6 +318,7 @@ def create_array(
     dims: tuple[str, ...],
     attributes: Mapping[str, Any],
     fill: Any,
+    overwrite: bool = False,
 ) -> Any:
     """Create an unsharded array with the chain of tables."""
     return group.create_array(
@@ -301,6 +331,7 @@ def create_array(
         dimension_names=dims,
         attributes=dict(attributes),
         config={"write_empty_chunks": True},
+        overwrite=overwrite,
     )
 
 

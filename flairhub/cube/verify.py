@@ -92,6 +92,9 @@ def _readers(cube: Cube) -> Iterator[tuple[ArrayReader, Any]]:
             yield cube.array(name), present
             for average in cube.info(name).get("averages", []):
                 yield cube.average(name, average), present
+            validity = cube.validity(name)
+            if validity.mask is not None:
+                yield validity.mask, validity.has_mask
 
 
 def _tables(cube: Cube) -> Iterator[str]:
@@ -106,6 +109,7 @@ def _table_reads(cube: Cube, name: str) -> Any:
     def read() -> None:
         cube.present(name)
         cube.averages(name)
+        cube.validity(name)
         if "time" in cube.array(name).dims:
             series = cube.series(name)
             counted = (~np.isnat(series.dates)).sum(axis=1)

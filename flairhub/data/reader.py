@@ -20,6 +20,7 @@ from flairhub.modalities import modality
 from flairhub.prepare import ImagePreparation
 from flairhub.tasks import IGNORE_INDEX, Task
 from flairhub.timeseries import Averages, Series, SeriesPreparation, day_offsets, prepare_series, series_of_averages
+from flairhub.validity import valid_pixels
 
 if TYPE_CHECKING:
     from flairhub.cube import Cube
@@ -78,23 +79,26 @@ class BatchReader:
 
         Raises:
             CubeError: Damaged or absent chunks.
-            DataError: NaN or infinite values, labels outside the nomenclature, series without a usable date; the
+            DataError: Images without a valid pixel, series without a usable date, labels outside the nomenclature; the
                 message names the patches.
         """
         inputs: dict[str, Tensor] = {}
         dates: dict[str, Tensor] = {}
         masks: dict[str, Tensor] = {}
         present: dict[str, Tensor] = {}
+        valid: dict[str, Tensor] = {}
         for name, preparation in self.preparations.items():
-            here = np.logical_and.reduce([self.cube.present(source)[indices] for source in self._sources(name)])
+            has = np.logical_and.reduce([self.cube.present(source)[indices] for source in self._sources(name)])
             if isinstance(preparation, ImagePreparation):
-                inputs[name] = self._read_image(name, indices, here)
+                inputs[name], pixels, has = self._read_image(name, preparation, indices, has)
             else:
-                inputs[name], dates[name], masks[name], here = self._read_series(name, preparation, indices, here)
-            if not here.all():
-                present[name] = torch.from_numpy(here)
+                inputs[name], dates[name], masks[name], pixels, has = self._read_series(name, preparation, indices, has)
+            if not has.all():
+                present[name] = torch.from_numpy(has)
+            if pixels is not None:
+                valid[name] = pixels
         targets = {task.label: self._read_target(task, indices) for task in self.tasks}
-        return Batch(inputs, dates, masks, targets, torch.from_numpy(indices.copy()), present)
+        return Batch(inputs, dates, masks, targets, torch.from_numpy(indices.copy()), present, valid)
 
     def _sources(self, name: str) -> list[str]:
         """The modality itself and, where its dates are filtered while reading, the quality mask."""
@@ -102,68 +106,100 @@ class BatchReader:
         filters = isinstance(preparation, SeriesPreparation) and preparation.cloud_filter is not None
         return [name, mask] if filters and mask is not None and name not in self._averages else [name]
 
-    def _read_image(self, name: str, indices: NDArray[np.int64], here: NDArray[np.bool_]) -> Tensor:
+    def _read_image(
+        self, name: str, preparation: ImagePreparation, indices: NDArray[np.int64], has: NDArray[np.bool_]
+    ) -> tuple[Tensor, Tensor | None, NDArray[np.bool_]]:
+        """Values, where they hold data, and which patches have the modality: one without a valid pixel does not."""
         array = self.cube.array(name)
         buffer, values = self._ring.take((len(indices), *array.shape[1:]), array.dtype)
-        _read_present(array.read_into, indices, here, values)
-        self._check_finite(name, indices, values)
+        _read_present(array.read_into, indices, has, values)
+        heights = preparation.elevation is not None
+        valid = self.cube.read_valid(name, indices, None if heights else preparation.channels, heights, values)
+        if valid is None:
+            return buffer, None, has
+        empty = has & ~valid.any(axis=(1, 2))
+        if empty.any() and self.missing == "error":
+            raise DataError(
+                f"{name}: no pixel with data in patches {named(self.cube, indices[empty])}. Take the patches out of "
+                "the split, or set modalities.missing: drop."
+            )
+        values[empty] = 0
+        return buffer, self._on_ring(valid), has & ~empty
+
+    def _on_ring(self, values: NDArray[Any]) -> Tensor:
+        buffer, target = self._ring.take(values.shape, values.dtype)
+        np.copyto(target, values)
         return buffer
 
     def _read_series(
-        self, name: str, preparation: SeriesPreparation, indices: NDArray[np.int64], here: NDArray[np.bool_]
-    ) -> tuple[Tensor, Tensor, Tensor, NDArray[np.bool_]]:
-        series = dict.fromkeys(range(len(indices)))
-        positions = np.flatnonzero(here)
+        self, name: str, preparation: SeriesPreparation, indices: NDArray[np.int64], has: NDArray[np.bool_]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, NDArray[np.bool_]]:
+        """Values, day offsets, masks, where some date holds data, and which patches have a usable date."""
+        positions = np.flatnonzero(has)
+        series: list[Series | None] = [None] * len(indices)
         if len(positions):
             read = self._averaged if name in self._averages else self._prepared
-            series.update(zip(positions.tolist(), read(name, preparation, indices[here]), strict=True))
-        found = [series[i] for i in range(len(indices))]
-        usable = np.array([entry is not None and bool(entry.valid.any()) for entry in found])
-        empty = indices[here & ~usable]
+            for position, entry in zip(positions, read(name, preparation, indices[has]), strict=True):
+                series[position] = entry if entry.valid.any() else None
+        usable = np.array([entry is not None for entry in series])
+        empty = indices[has & ~usable]
         if len(empty) and self.missing == "error":
             raise DataError(
                 f"{name}: no usable date in patches {named(self.cube, empty)}. Loosen the cloud filter, take the "
                 "patches out of the split, or set modalities.missing: drop."
             )
-        return *self._padded(name, preparation, [s if u else None for s, u in zip(found, usable, strict=True)]), usable
+        return *self._padded(name, preparation, series), self._observed(series), usable
+
+    def _observed(self, series: Sequence[Series | None]) -> Tensor | None:
+        """(patch, y, x) bool, where some date holds data; None when that is everywhere in the usable series."""
+        partial_ones = {i: entry.observed for i, entry in enumerate(series) if entry and entry.observed is not None}
+        if not partial_ones:
+            return None
+        shape = next(iter(partial_ones.values())).shape
+        result = np.ones((len(series), *shape), dtype=bool)
+        for position, observed in partial_ones.items():
+            result[position] = observed
+        return self._on_ring(result)
 
     def _prepared(self, name: str, preparation: SeriesPreparation, indices: NDArray[np.int64]) -> list[Series]:
         info, sources = self.cube.series(name), self._sources(name)
-        values = self._read_raw(name, indices)
-        quality = self._read_raw(sources[1], indices) if len(sources) > 1 else None
-        found = []
+        values, valid = self._read_raw(name, indices)
+        quality, quality_valid = self._read_raw(sources[1], indices) if len(sources) > 1 else (None, None)
+        result = []
         for i, index in enumerate(indices):
             count = int(info.n_dates[index])
+            images, known, clouds, clouds_known = (
+                None if array is None else array[i, :count] for array in (values, valid, quality, quality_valid)
+            )
+            assert images is not None
             try:
-                found.append(
-                    prepare_series(
-                        values[i, :count],
-                        info.dates[index, :count],
-                        None if quality is None else quality[i, :count],
-                        preparation,
-                    )
-                )
+                days = info.dates[index, :count]
+                result.append(prepare_series(images, days, clouds, preparation, known, clouds_known))
             except DataError as error:
                 raise DataError(f"{name}, patch {self.cube.patch_ids[index]}: {error}") from error
-        self._check_finite(name, indices, [entry.values for entry in found])
-        return found
+        return result
 
-    def _read_raw(self, name: str, indices: NDArray[np.int64]) -> NDArray[Any]:
+    def _read_raw(self, name: str, indices: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
         array = self.cube.array(name)
         values = np.empty((len(indices), *array.shape[1:]), dtype=array.dtype)
         array.read_into(indices, values)
-        return values
+        # On all bands, whatever the network takes: stored averages are made before anyone chooses.
+        return values, self.cube.read_valid(name, indices, values=values)
 
     def _averaged(self, name: str, preparation: SeriesPreparation, indices: NDArray[np.int64]) -> list[Series]:
         stored = self._averages[name]
         values = self.cube.read_average(name, stored.average, indices)
-        self._check_finite(name, indices, values)
-        found = []
+        result = []
         for i, index in enumerate(indices):
             # Mid-period days lie in the year of the first kept date, so each day's own year is the right one.
             offsets = day_offsets(stored.dates[index], preparation.ref_date)
-            found.append(series_of_averages(Averages(values[i], offsets, stored.n_observations[index]), preparation))
-        return found
+            means, count = values[i], stored.n_observations[index]
+            observed = valid_pixels(means)
+            if observed is not None:
+                means = np.where(observed[:, None], means, np.float32(0))
+                observed &= (count > 0)[:, None, None]
+            result.append(series_of_averages(Averages(means, offsets, count, observed), preparation))
+        return result
 
     def _padded(
         self, name: str, preparation: SeriesPreparation, series: list[Series | None]
@@ -185,9 +221,9 @@ class BatchReader:
 
     def _read_target(self, task: Task, indices: NDArray[np.int64]) -> Tensor:
         array = self.cube.array(task.label)
-        here = self.cube.present(task.label)[indices]
+        has = self.cube.present(task.label)[indices]
         buffer, values = self._ring.take((len(indices), *array.shape[2:]), np.dtype(np.uint8))
-        _read_present(partial(array.read_into, level=task.level), indices, here, values, IGNORE_INDEX)
+        _read_present(partial(array.read_into, level=task.level), indices, has, values, IGNORE_INDEX)
         # Unsigned arithmetic: one comparison finds n_classes..254 and lets 255 pass.
         beyond = values - np.uint8(task.n_classes) < IGNORE_INDEX - task.n_classes
         if beyond.any():
@@ -199,36 +235,20 @@ class BatchReader:
             )
         return buffer
 
-    def _check_finite(self, name: str, indices: NDArray[np.int64], values: Any) -> None:
-        """`values`: one array per patch, or one array of all."""
-        if np.asarray(values[0]).dtype.kind != "f":
-            return
-        # Minimum and maximum carry NaN and infinity, and are faster than looking at every pixel's kind.
-        wrong = [
-            index
-            for index, patch in zip(indices, values, strict=True)
-            if patch.size and not (np.isfinite(patch.min()) and np.isfinite(patch.max()))
-        ]
-        if wrong:
-            raise DataError(
-                f"{name}: NaN or infinite pixels in patches {named(self.cube, np.array(wrong))}. Fill them in the "
-                "source files and ingest again, or take the patches out of the split."
-            )
-
 
 def _read_present(
     read_into: Callable[[NDArray[np.int64], NDArray[Any]], None],
     indices: NDArray[np.int64],
-    here: NDArray[np.bool_],
+    has: NDArray[np.bool_],
     values: NDArray[Any],
     absent: int = 0,
 ) -> None:
     """Read the patches that exist straight into `values`; the value `absent` for the others."""
-    if here.all():
+    if has.all():
         read_into(indices, values)
         return
-    values[~here] = absent
-    if here.any():
-        found = np.empty((int(here.sum()), *values.shape[1:]), dtype=values.dtype)
-        read_into(indices[here], found)
-        values[here] = found
+    values[~has] = absent
+    if has.any():
+        result = np.empty((int(has.sum()), *values.shape[1:]), dtype=values.dtype)
+        read_into(indices[has], result)
+        values[has] = result

@@ -20,6 +20,7 @@ Read = Callable[[int, int], bytes]
 _SCALE, _TIE_POINT, _MATRIX = 33550, 33922, 34264
 _KEYS = (34735, 34736, 34737)
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 11: 4, 12: 8, 16: 8}
+_NEXT = -1
 _RASTER_TYPE, _PIXEL_IS_POINT = 1025, 2
 _MOST_ENTRIES = 200
 _MOST_BYTES = 8192
@@ -38,6 +39,7 @@ class GeoTags(NamedTuple):
         y_max: Upper edge.
         x_res: Pixel width, above 0.
         y_res: Pixel height, above 0.
+        more: The file holds another image, such as a mask.
     """
 
     keys: bytes
@@ -45,15 +47,16 @@ class GeoTags(NamedTuple):
     y_max: float
     x_res: float
     y_res: float
+    more: bool = False
 
     def box(self, height: int, width: int) -> GeoBox | None:
         """Return the grid when the CRS of these GeoKeys is known."""
         wkt = _known.get(self.keys)
-        return None if wkt is None else GeoBox(wkt, *self[1:], height, width)
+        return None if wkt is None else GeoBox(wkt, *self[1:5], height, width)
 
     def learn(self, box: GeoBox) -> None:
         """Remember the CRS, if the grid that GDAL found is the one of the tags."""
-        if box.crs_wkt and (box.x_min, box.y_max, box.x_res, box.y_res) == self[1:]:
+        if box.crs_wkt and (box.x_min, box.y_max, box.x_res, box.y_res) == self[1:5]:
             if len(_known) >= 64:
                 _known.clear()
             _known[self.keys] = box.crs_wkt
@@ -78,11 +81,14 @@ def read_geotags(read: Read) -> GeoTags | None:
     if scale[0] <= 0 or scale[1] <= 0 or not all(map(math.isfinite, (*scale, *tie))):
         return None
     x_min, y_max = tie[3] - tie[0] * scale[0], tie[4] + tie[1] * scale[1]
-    return GeoTags(tags[0] + b"|".join(keys), x_min, y_max, scale[0], scale[1])
+    return GeoTags(tags[0] + b"|".join(keys), x_min, y_max, scale[0], scale[1], any(tags[_NEXT]))
 
 
 def _first_directory(read: Read) -> dict[int, bytes]:
-    """Return the wanted tags of the first image as stored; under 0 the byte order, `<` or `>`."""
+    """Return the wanted tags of the first image as stored.
+
+    Under 0 the byte order, `<` or `>`; under `_NEXT` where the directory of the next image lies, zeros if nowhere.
+    """
     head = read(_HEAD_BYTES, 0)
     order = {b"II": "<", b"MM": ">"}[head[:2]]
     (magic,) = struct.unpack_from(order + "H", head, 2)
@@ -102,8 +108,8 @@ def _first_directory(read: Read) -> dict[int, bytes]:
     if count > _MOST_ENTRIES:
         raise ValueError("no plain directory")
     width = fields + inline
-    table = at(start + count_bytes, count * width)
-    tags = {0: order.encode()}
+    table = at(start + count_bytes, count * width + inline)
+    tags = {0: order.encode(), _NEXT: table[-inline:]}
     for place in range(0, count * width, width):
         tag, kind, number = struct.unpack_from(entry_format, table, place)
         if tag in (_SCALE, _TIE_POINT, _MATRIX, *_KEYS):

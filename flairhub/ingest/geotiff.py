@@ -82,12 +82,14 @@ class Raster:
     Attributes:
         values: (band, y, x), the file's dtype.
         origin: (x_min, y_max).
-        nodata: Declared value without meaning, or None.
+        nodata: Declared value without meaning, or None. GeoTIFFs have one for all bands.
+        mask: (y, x) bool, where the file's internal mask and its surplus alpha band see data; None = everywhere.
     """
 
     values: NDArray[Any]
     origin: tuple[float, float]
     nodata: float | None
+    mask: NDArray[np.bool_] | None = None
 
 
 @contextmanager
@@ -109,26 +111,28 @@ def read_header(path: str) -> Header:
     Raises:
         DataError: Not a readable GeoTIFF, not north-up, or larger than any patch.
     """
-    with _open(path) as (dataset, box):
+    with _open(path) as (dataset, box, _):
         _check_bomb(path, dataset)
         return Header(box, dataset.count, dataset.dtypes[0])
 
 
-def read_raster(path: str, expected: Expectation, n_dates: int | None) -> Raster:
+def read_raster(path: str, expected: Expectation, n_dates: int | None, masks: bool = True) -> Raster:
     """Check a file's header, then read it whole.
 
     Args:
         path: Local file.
         expected: What it must be.
         n_dates: Dates of the patch, for series.
+        masks: Read the internal mask, and take an alpha band beyond the expected ones for one.
 
     Raises:
         DataError: Not what is expected, truncated, sparse, or damaged: names file, key, expected and found.
     """
     import rasterio.errors
 
-    with _open(path) as (dataset, box):
-        _check_bands(path, dataset.count, expected, n_dates)
+    with _open(path) as (dataset, box, more):
+        alpha = _surplus_alpha(dataset, expected, n_dates) if masks else None
+        _check_bands(path, dataset.count - (alpha is not None), expected, n_dates)
         _check_grid(path, box, expected)
         _check_bomb(path, dataset)
         dtypes = set(dataset.dtypes)
@@ -139,21 +143,37 @@ def read_raster(path: str, expected: Expectation, n_dates: int | None) -> Raster
             )
         try:
             values = dataset.read()
+            mask = _internal_mask(dataset) if masks and more else None
         except (rasterio.errors.RasterioError, OSError) as error:
             raise DataError(f"{path}: truncated or damaged, its pixels cannot be read: {_cause(error)}") from error
         _check_sparse(path, dataset, values)
-        return Raster(values, (box.x_min, box.y_max), dataset.nodata)
+        if alpha is not None:
+            opaque, values = values[alpha] != 0, np.delete(values, alpha, axis=0)
+            mask = opaque if mask is None else mask & opaque
+        return Raster(values, (box.x_min, box.y_max), dataset.nodata, None if mask is None or mask.all() else mask)
 
 
-def lossless(values: NDArray[Any], dtype: str, path: str) -> NDArray[Any]:
-    """Return `values` as `dtype`.
+def lossless(
+    values: NDArray[Any], dtype: str, path: str, valid: NDArray[np.bool_] | None = None
+) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    """Return `values` as `dtype`, and what the new numbers cannot tell any more.
+
+    Args:
+        values: (..., band, y, x).
+        dtype: numpy name.
+        path: For messages.
+        valid: (..., y, x) bool, where the numbers mean something; None = everywhere.
+
+    Returns:
+        The values, 0 where a number that means nothing does not fit into an integer dtype; and (..., y, x) bool, False
+        at these pixels, None when there are none.
 
     Raises:
         DataError: A value would change; the message names the file and the first such value.
     """
     target = np.dtype(dtype)
     if values.dtype == target:
-        return values
+        return values, None
     with np.errstate(invalid="ignore", over="ignore"):
         converted = values.astype(target)
         changed = converted.astype(values.dtype) != values
@@ -163,15 +183,40 @@ def lossless(values: NDArray[Any], dtype: str, path: str) -> NDArray[Any]:
         changed |= (values < limits.min) | (values > limits.max)
     if values.dtype.kind == "f" and target.kind == "f":
         changed &= ~np.isnan(values)
-    if changed.any():
-        first = values[changed][0]
-        raise DataError(f"{path}: dtype {values.dtype} value {first} does not fit {target} without loss.")
-    return converted
+    if not changed.any():
+        return converted, None
+    lost = changed if valid is None else changed & valid[..., None, :, :]
+    if lost.any():
+        raise DataError(f"{path}: dtype {values.dtype} value {values[lost][0]} does not fit {target} without loss.")
+    if target.kind == "f":
+        return converted, None
+    converted[changed] = 0
+    return converted, ~changed.any(axis=-3)
+
+
+def _surplus_alpha(dataset: Any, expected: Expectation, n_dates: int | None) -> int | None:
+    """0-based place of an alpha band beyond the expected bands; one among them is what the modality says it is."""
+    wanted = expected.bands * (1 if n_dates is None else n_dates)
+    if dataset.count != wanted + 1:
+        return None
+    names = [colour.name for colour in dataset.colorinterp]
+    return names.index("alpha") if names.count("alpha") == 1 else None
+
+
+def _internal_mask(dataset: Any) -> NDArray[np.bool_] | None:
+    """(y, x) bool of a mask inside the file, which GDAL keeps for all bands together; None when it has none."""
+    flags = {flag.name for flag in dataset.mask_flag_enums[0]}
+    if "per_dataset" not in flags or "alpha" in flags:
+        return None
+    return np.asarray(dataset.read_masks(1) != 0)
 
 
 @contextmanager
-def _open(path: str) -> Iterator[tuple[Any, GeoBox]]:
-    """Open a file, or a member of an archive from memory, with the GTiff driver; also give its grid."""
+def _open(path: str) -> Iterator[tuple[Any, GeoBox, bool]]:
+    """Open a file, or a member of an archive from memory, with the GTiff driver.
+
+    Also give its grid, and whether it may hold a mask: asking GDAL takes longer than reading a small series.
+    """
     import rasterio.errors
     from rasterio.io import DatasetReader, MemoryFile
 
@@ -201,7 +246,7 @@ def _open(path: str) -> Iterator[tuple[Any, GeoBox]]:
                 raise DataError(f"{path}: no georeferencing found: its transform {box.transform} is not finite.")
             if tags is not None:
                 tags.learn(box)
-        yield dataset, box
+        yield dataset, box, tags is None or tags.more
 
 
 def _tags(path: str) -> GeoTags | None:

@@ -14,15 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flairhub.cube.shards import ShardWriter
-from flairhub.cube.spec import NO_DAY
+from flairhub.cube.spec import NO_DAY, VALID, ArraySpec, valid_spec
 from flairhub.cube.template import AverageTemplate, side_chunk
 from flairhub.errors import DataError
 from flairhub.ingest.geotiff import Raster, gdal, lossless, read_raster
 from flairhub.ingest.job import Job, JobResult
-from flairhub.ingest.statistics import BandTally, Tally, add_bands, histogram, tally_bands
+from flairhub.ingest.statistics import BandTally, Tally, add_bands, tally_bands
 from flairhub.jobs import reach, write_file
 from flairhub.tasks import IGNORE_INDEX
 from flairhub.timeseries import average_series, keep_dates
+from flairhub.validity import stored_nodata, valid_pixels
 
 ENCODE_AHEAD = 2
 """Patches that may wait for their encoding while the next is read."""
@@ -39,13 +40,18 @@ class _PeriodMeans:
 
 @dataclass(frozen=True)
 class _Patch:
-    """An encoded patch: `bands` of images and series, or `counts` (level, 256) of labels, tell what it holds."""
+    """An encoded patch: `bands` of images and series, or `counts` (level, 256) of labels, tell what it holds.
+
+    `nodata` is the number that stands for no data among its values; `mask` says what that number and NaN cannot.
+    """
 
     chunks: list[tuple[bytes, ...]]
     averages: list[_PeriodMeans]
     origin: tuple[float, float]
     bands: tuple[BandTally, ...] = ()
     counts: NDArray[np.int64] | None = None
+    nodata: float | None = None
+    mask: tuple[bytes, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ def run_job(job: Job, store: str, overlap: bool = False) -> JobResult:
     origins = np.full((len(job.patch_ids), 2), np.nan)
     skipped: list[tuple[str, str]] = []
     bands: tuple[BandTally, ...] = ()
+    nodata: list[tuple[int, float]] = []
     counts = np.zeros((len(job.level_sizes), 256), dtype=np.int64)
     with gdal(), _ShardFiles(job, Path(store)) as files:
         for row, patch in enumerate(_encoded(job, overlap)):
@@ -84,8 +91,12 @@ def run_job(job: Job, store: str, overlap: bool = False) -> JobResult:
             bands = add_bands(bands, patch.bands)
             if patch.counts is not None:
                 counts += patch.counts
+            if patch.nodata is not None:
+                nodata.append((job.first + row, patch.nodata))
     levels = tuple(tuple(level) for level in counts.tolist()) if counts.any() else ()
-    return JobResult(job.id, files.written, origins, Tally(bands, levels), tuple(skipped))
+    masked = tuple(job.first + row for row in files.masked)
+    tally = Tally(bands, levels, tuple(nodata), masked)
+    return JobResult(job.id, files.written, origins, tally, tuple(skipped))
 
 
 def _encoded(job: Job, overlap: bool) -> Iterator[_Patch | DataError | None]:
@@ -113,7 +124,7 @@ def _load(job: Job, row: int) -> _Loaded | DataError | None:
         return None
     try:
         n_dates = None if job.days is None else int((job.days[row] != NO_DAY).sum())
-        raster = read_raster(path, job.expected, n_dates)
+        raster = read_raster(path, job.expected, n_dates, masks=not job.level_sizes)
         if not any(average.cloud_filter is not None for average in job.averages):
             return _Loaded(raster, None)
         mask, expected = job.masks[row], job.mask_expected
@@ -139,35 +150,64 @@ def _encode(job: Job, row: int, loaded: _Loaded | DataError | None) -> _Patch | 
 
 def _encode_image(job: Job, row: int, loaded: _Loaded) -> _Patch:
     """Encode an image, or a series padded to the longest."""
-    raster, path = loaded.raster, job.files[row]
-    values = lossless(raster.values, job.spec.dtype, str(path))
-    if job.days is None:
-        chunk = job.spec.codec.encode_parts(np.ascontiguousarray(values))
-        return _Patch([chunk], [], raster.origin, tuple(tally_bands(values, raster.nodata)))
-    days = job.days[row][job.days[row] != NO_DAY]
-    series = values.reshape(len(days), job.expected.bands, *values.shape[-2:])
-    padded = np.zeros(job.spec.shape[1:], dtype=job.spec.dtype)
-    padded[: len(series)] = series
+    raster, spec = loaded.raster, job.spec
+    shape = raster.values.shape[-2:]
+    days = None if job.days is None else job.days[row][job.days[row] != NO_DAY]
+    leading = () if days is None else (len(days),)
+    pixels = raster.values.reshape(*leading, job.expected.bands, *shape)
+    valid = valid_pixels(pixels, raster.nodata, raster.mask)
+    values, kept = lossless(pixels, spec.dtype, str(job.files[row]), valid)
+    nodata = stored_nodata(raster.nodata, values.dtype)
+    mask = raster.mask if kept is None else kept if raster.mask is None else kept & raster.mask
+    if values.dtype != pixels.dtype:
+        # What the numbers tell changes with their kind: one rule, for what is stored.
+        valid = valid_pixels(values, nodata, mask)
+    encoded = None if mask is None else _encode_mask(spec, mask, leading)
+    bands = tuple(tally_bands(values, valid))
+    if days is None:
+        chunk = spec.codec.encode_parts(np.ascontiguousarray(values))
+        return _Patch([chunk], [], raster.origin, bands, nodata=nodata, mask=encoded)
+    padded = np.zeros(spec.shape[1:], dtype=spec.dtype)
+    padded[: len(values)] = values
     dates = days.astype(np.int64).astype("datetime64[D]")
-    averages = [_average(average, series, dates, loaded.mask) for average in job.averages]
-    bands = tuple(tally_bands(series, raster.nodata))
-    return _Patch([job.spec.codec.encode_parts(padded)], averages, raster.origin, bands)
+    averages = [_average(average, values, dates, loaded.mask, valid) for average in job.averages]
+    return _Patch([spec.codec.encode_parts(padded)], averages, raster.origin, bands, nodata=nodata, mask=encoded)
+
+
+def _encode_mask(data: ArraySpec, mask: NDArray[np.bool_], leading: tuple[int, ...]) -> tuple[bytes, ...]:
+    """Encode (y, x) or (time, y, x) for the array `valid`; there are no dates beyond a patch's own: 0."""
+    spec = valid_spec(data)
+    stored = np.zeros(spec.shape[1:], dtype=spec.dtype)
+    stored[tuple(slice(length) for length in leading)] = mask
+    return spec.codec.encode_parts(stored)
 
 
 def _average(
-    average: AverageTemplate, series: NDArray[Any], dates: NDArray[np.datetime64], mask: Raster | None
+    average: AverageTemplate,
+    series: NDArray[Any],
+    dates: NDArray[np.datetime64],
+    mask: Raster | None,
+    valid: NDArray[np.bool_] | None,
 ) -> _PeriodMeans:
+    keep = np.ones(len(dates), dtype=bool) if valid is None else valid.any(axis=(1, 2))
     if average.cloud_filter is not None:
         assert mask is not None
         quality = mask.values.reshape(len(dates), -1, *mask.values.shape[-2:])
-        keep = keep_dates(quality, average.cloud_filter)
-        series, dates = series[keep], dates[keep]
+        known = valid_pixels(quality, mask.nodata, mask.mask)
+        keep &= keep_dates(quality, average.cloud_filter, valid, known)
+    if not keep.all():
+        series, dates, valid = series[keep], dates[keep], None if valid is None else valid[keep]
     # With 1 January as reference, offsets are days into the year of the first date: adding its start gives dates.
-    means = average_series(series, dates, average.average, "01-01")  # type: ignore[arg-type]
+    means = average_series(series, dates, average.average, "01-01", valid)  # type: ignore[arg-type]
     days = np.full(len(means.count), NO_DAY, dtype=np.int32)
     if len(dates):
         days[:] = dates[0].astype("datetime64[Y]").astype("datetime64[D]").astype(np.int64) + means.offsets
-    return _PeriodMeans(average.spec.codec.encode_parts(means.values), means.count, days)
+    values = means.values
+    if means.observed is not None:
+        # NaN tells a pixel without an observation from a mean of 0.
+        lacking = ~means.observed & (means.count > 0)[:, None, None]
+        values = np.where(lacking[:, None], np.float32(np.nan), values)
+    return _PeriodMeans(average.spec.codec.encode_parts(values), means.count, days)
 
 
 def _encode_label(job: Job, row: int, raster: Raster) -> _Patch:
@@ -186,7 +226,7 @@ def _class_indices(
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Return (y, x) class indices and their (256,) histogram."""
     if values.dtype == np.uint8 and nodata in (None, IGNORE_INDEX):
-        counts = histogram(values)
+        counts = _histogram(values)
         if not counts[n_classes:IGNORE_INDEX].any():
             return values, counts
     unknown = values == IGNORE_INDEX
@@ -201,14 +241,26 @@ def _class_indices(
             f"({int(bad.sum())} pixels). Pixels without a label must be {IGNORE_INDEX} or the file's declared nodata."
         )
     stored = np.where(unknown, IGNORE_INDEX, np.where(unknown, 0, values)).astype(np.uint8)
-    return stored, histogram(stored)
+    return stored, _histogram(stored)
+
+
+def _histogram(values: NDArray[np.uint8]) -> NDArray[np.int64]:
+    return np.bincount(values.reshape(-1), minlength=256)
 
 
 class _ShardFiles:
-    """The files of one job while they are written: `data` of the modality and of its averages."""
+    """The files of one job while they are written: `data` of the modality and of its averages, `valid` if needed.
+
+    Attributes:
+        written: Length and CRC-32C by path below the store, once all are.
+        masked: Rows of the patches that have a chunk in `valid`.
+    """
 
     def __init__(self, job: Job, store: Path):
         self._job, self._store = job, store
+        self._n_added = 0
+        self._mask_writer: ShardWriter | None = None
+        self.masked: list[int] = []
         self._averages: list[list[_PeriodMeans | None]] = [[] for _ in job.averages]
         self._writers: dict[str, ShardWriter] = {}
         self._stack = ExitStack()
@@ -236,12 +288,36 @@ class _ShardFiles:
             writer.add(None if means is None else means.chunk)
             # The means themselves are in the shard: only the rows of the tables are kept.
             self._averages[place].append(None if means is None else replace(means, chunk=()))
+        self._add_mask(None if patch is None else patch.mask)
+        self._n_added += 1
+
+    def _add_mask(self, mask: tuple[bytes, ...] | None) -> None:
+        """Append to the shard of `valid`, which begins with the first patch that has a mask."""
+        if mask is not None:
+            self.masked.append(self._n_added)
+            if self._mask_writer is None:
+                spec = self._job.spec
+                path = self._store / self._mask_path()
+                self._mask_writer = self._stack.enter_context(ShardWriter(path, spec.shard_patches))
+                for _ in range(self._n_added):
+                    self._mask_writer.add(None)
+        if self._mask_writer is not None:
+            self._mask_writer.add(mask)
+
+    def _mask_path(self) -> str:
+        return f"{self._job.modality}/{VALID}/{valid_spec(self._job.spec).shard_path(self._job.shard)}"
 
     def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
         self._stack.__exit__(kind, *rest)
         if kind is not None:
             return
-        self.written = {path: (writer.length, writer.checksum) for path, writer in self._writers.items()}
+        writers = dict(self._writers)
+        if self._mask_writer is not None:
+            writers[self._mask_path()] = self._mask_writer
+        else:
+            # Of a stopped run, before the files changed.
+            (self._store / self._mask_path()).unlink(missing_ok=True)
+        self.written = {path: (writer.length, writer.checksum) for path, writer in writers.items()}
         for average, found in zip(self._job.averages, self._averages, strict=True):
             counts, days = _side_rows(found, average.spec.shape[1])
             for name, rows, fill in (("n_observations", counts, 0), ("date", days, NO_DAY)):

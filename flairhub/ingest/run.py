@@ -23,8 +23,8 @@ from flairhub.ingest.journal import Entry, Journal
 from flairhub.ingest.origins import Origins
 from flairhub.ingest.plan import AverageRequest, Options, Plan, Planner
 from flairhub.ingest.sources import Source, modalities_of_config, restrict, source_of_config, source_of_folder
-from flairhub.ingest.statistics import summarise
-from flairhub.ingest.summary import MAX_SKIPPED, IngestReport, skipped_patches, write_report
+from flairhub.ingest.statistics import add_all, summarise
+from flairhub.ingest.summary import MAX_SKIPPED, IngestReport, invalid_pixels, skipped_patches, write_report
 from flairhub.ingest.target import make_place, reading, writing
 from flairhub.jobs import folder_bytes, is_disk_full, reach, sweep, to_disk
 from flairhub.modalities import MODALITIES, modality
@@ -213,17 +213,17 @@ class _Run:
                 held = [file is not None and patch_id not in bad for file, patch_id in pairs]
                 present[job.first : job.first + len(held)] = held
             tallies = [result.tally for job in jobs if (result := self._done[job.id].result) is not None]
-            levels = self._plan.level_sizes[group.name]
-            attributes = summarise(tallies, MODALITIES[group.name].bands, levels)
-            results[group.name] = GroupResult(present, attributes)
+            whole = add_all(tallies)
+            attributes = summarise(whole, MODALITIES[group.name].bands, self._plan.level_sizes[group.name])
+            results[group.name] = GroupResult(present, attributes, *whole.tables(len(present)))
         if not any(result.present.any() for result in results.values()):
             raise DataError(f"{self._path}: every patch was skipped, the cube would be empty.")
         # A worker that was killed left its temporary file although its job was done again elsewhere.
         sweep(self._path)
-        write_report(self._path, self._plan.jobs, self._done)
+        attributes = {name: result.attributes for name, result in results.items()}
+        write_report(self._path, self._plan.jobs, self._done, attributes)
         finish_store(self._path, self._plan.template, self._origins.chosen(), results)
         self._journal.rewrite(self._done.values())
-        open_cube(self._path)
 
     def _to_disk(self, result: JobResult) -> JobResult | OSError:
         """Have a job's files on disk, so that no journal line outlives them when the power fails."""
@@ -235,14 +235,17 @@ class _Run:
 
     def report(self, already_complete: bool, max_skipped: float, started: float) -> IngestReport:
         """Return what was done since `started` (seconds of `time.perf_counter`)."""
+        names = tuple(group.name for group in self._plan.template.groups)
+        cube = open_cube(self._path)
         return IngestReport(
             cube=self._path,
-            modalities=tuple(group.name for group in self._plan.template.groups),
+            modalities=names,
             n_patches=len(self._plan.template.columns["patch_id"]),
             n_files=sum(file is not None for job in self._plan.jobs for file in job.files),
             n_jobs=len(self._plan.jobs),
             n_reused=self._reused,
             skipped=tuple(skipped_patches(self._plan.jobs, self._done)),
+            invalid=invalid_pixels({name: cube.info(name) for name in names}),
             max_skipped=max_skipped,
             n_bytes=folder_bytes(self._path),
             seconds=time.perf_counter() - started,

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-_BLOCK = 2**16
-"""Values that are widened at a time."""
-
-_ROW = 256
-"""Bytes whose squares are summed at a time."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +19,7 @@ class BandTally:
 
     Attributes:
         count: Valid pixels.
-        invalid: NaN, infinite or declared nodata pixels.
+        invalid: Pixels without data.
         low: Minimum; None when nothing is valid.
         high: Maximum.
         total: Sum.
@@ -65,82 +61,27 @@ class BandTally:
         }
 
 
-def tally_bands(values: NDArray[Any], nodata: float | None) -> list[BandTally]:
+def tally_bands(values: NDArray[Any], valid: NDArray[np.bool_] | None = None) -> list[BandTally]:
     """Tally an image or series.
 
     Args:
         values: (band, y, x) or (time, band, y, x).
-        nodata: Declared value without meaning, or None.
+        valid: (y, x) or (time, y, x) bool, where they hold data; None = everywhere.
     """
-    return [_tally(values[..., band, :, :], nodata) for band in range(values.shape[-3])]
+    return [_tally(values[..., band, :, :], valid) for band in range(values.shape[-3])]
 
 
-def _tally(values: NDArray[Any], nodata: float | None) -> BandTally:
-    flat = values.reshape(-1)
-    size = flat.size
-    if values.dtype.kind == "f":
-        low, high = (flat.min(), flat.max()) if size else (np.nan, np.nan)
-        if nodata is not None or not (np.isfinite(low) and np.isfinite(high)):
-            valid = np.isfinite(flat)
-            if nodata is not None:
-                valid &= flat != np.asarray(nodata, dtype=values.dtype)
-            flat = flat[valid]
-    elif nodata is not None:
-        flat = flat[flat != nodata]
+def _tally(values: NDArray[Any], valid: NDArray[np.bool_] | None) -> BandTally:
+    """Tally one band: exactly for integers of up to 16 bits, in an order that the shape decides for floats."""
+    flat = values.reshape(-1) if valid is None else values[valid]
     if not flat.size:
-        return BandTally(invalid=size)
-    total, squares = _sums(flat)
-    return BandTally(flat.size, size - flat.size, flat.min().item(), flat.max().item(), total, squares)
-
-
-def _sums(flat: NDArray[Any]) -> tuple[float, float]:
-    """Return the sum and the sum of squares: exact for integers of up to 16 bits, in a fixed order for floats.
-
-    One pass over blocks that stay in the processor's cache. No BLAS on long vectors: it would start threads, and add in
-    an order that depends on the processor.
-    """
-    if flat.dtype == np.uint8:
-        return _sums_of_bytes(flat)
-    exact = int if flat.dtype.kind in "ui" else float
-    total, squares = exact(0), exact(0)
-    buffer = np.empty(min(_BLOCK, flat.size), dtype=np.float64)
-    for start in range(0, flat.size, _BLOCK):
-        block = flat[start : start + _BLOCK]
-        wide = buffer[: block.size]
-        np.copyto(wide, block)
-        total += exact(wide.sum())
-        np.multiply(wide, wide, out=wide)
-        squares += exact(wide.sum())
-    return total, squares
-
-
-def _sums_of_bytes(flat: NDArray[np.uint8]) -> tuple[int, int]:
-    """Like `_sums`, in float32: 256 squares of bytes add up to less than 2**24, so every step is exact."""
-    whole = flat.size - flat.size % _ROW
-    rest = flat[whole:].astype(np.int64)
-    total, squares = int(rest.sum()), int((rest * rest).sum())
-    buffer = np.empty((min(_BLOCK, whole) // _ROW, _ROW), dtype=np.float32)
-    ones = np.ones(_ROW, dtype=np.float32)
-    for start in range(0, whole, _BLOCK):
-        block = flat[start : min(start + _BLOCK, whole)].reshape(-1, _ROW)
-        rows = buffer[: len(block)]
-        np.copyto(rows, block)
-        total += int(np.vecdot(rows, ones).sum(dtype=np.float64))
-        squares += int(np.vecdot(rows, rows).sum(dtype=np.float64))
-    return total, squares
-
-
-def histogram(values: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Return how often each of the 256 values occurs: (256,) int64.
-
-    Two bytes are counted at a time, which halves the work of `numpy.bincount`.
-    """
-    flat = np.ascontiguousarray(values).reshape(-1)
-    even = flat.size - flat.size % 2
-    pairs = np.bincount(flat[:even].view(np.uint16), minlength=2**16).reshape(256, 256)
-    counts = pairs.sum(axis=0) + pairs.sum(axis=1)
-    counts[flat[even:]] += 1
-    return counts
+        return BandTally(invalid=values.size)
+    wide = flat.astype(np.float64)
+    # Not a dot product: BLAS would start threads, and add in an order that depends on the processor.
+    total, squares = wide.sum().item(), np.square(wide, out=wide).sum().item()
+    if values.dtype.kind in "ui":
+        total, squares = int(total), int(squares)
+    return BandTally(flat.size, values.size - flat.size, flat.min().item(), flat.max().item(), total, squares)
 
 
 @dataclass(frozen=True)
@@ -150,10 +91,14 @@ class Tally:
     Attributes:
         bands: One tally per band, for images and series; empty before the first patch and for labels.
         classes: Pixels per stored value, 256 per level, for labels; likewise.
+        nodata: (place in the cube, declared nodata) of the patches that have one that their pixels can hold.
+        masked: Places of the patches with a stored mask.
     """
 
     bands: tuple[BandTally, ...] = ()
     classes: tuple[tuple[int, ...], ...] = ()
+    nodata: tuple[tuple[int, float], ...] = ()
+    masked: tuple[int, ...] = ()
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(
@@ -164,13 +109,25 @@ class Tally:
             )
             if self.classes and other.classes
             else self.classes or other.classes,
+            self.nodata + other.nodata,
+            self.masked + other.masked,
         )
 
+    def tables(self, n_patches: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Return (patch,) declared nodata of a whole cube, NaN = none, and (patch,) which patches have a mask."""
+        nodata, has_mask = np.full(n_patches, np.nan), np.zeros(n_patches, dtype=bool)
+        for place, number in self.nodata:
+            nodata[place] = number
+        has_mask[list(self.masked)] = True
+        return nodata, has_mask
+
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON-ready dictionary, the inverse of `from_json`; trailing zero counts are left out."""
+        """Return a JSON-ready dictionary, the inverse of `from_json`; zero counts are left out."""
         return {
             "bands": [list(asdict(band).values()) for band in self.bands],
             "classes": [{str(i): n for i, n in enumerate(level) if n} for level in self.classes],
+            "nodata": self.nodata,
+            "masked": self.masked,
         }
 
     @classmethod
@@ -179,6 +136,8 @@ class Tally:
         return cls(
             tuple(BandTally(*values) for values in fields["bands"]),
             tuple(tuple(int(level.get(str(i), 0)) for i in range(256)) for level in fields["classes"]),
+            tuple((int(place), float(number)) for place, number in fields["nodata"]),
+            tuple(int(place) for place in fields["masked"]),
         )
 
 
@@ -189,17 +148,19 @@ def add_bands(one: Sequence[BandTally], two: Sequence[BandTally]) -> tuple[BandT
     return tuple(a + b for a, b in zip(one, two, strict=True))
 
 
-def summarise(tallies: Iterable[Tally], bands: Sequence[str], n_classes: Sequence[int]) -> dict[str, Any]:
+def add_all(tallies: Iterable[Tally]) -> Tally:
+    """Add tallies in job order, so that sums of floats are the same however jobs ran."""
+    return reduce(operator.add, tallies, Tally())
+
+
+def summarise(whole: Tally, bands: Sequence[str], n_classes: Sequence[int]) -> dict[str, Any]:
     """Return the attributes of a group.
 
     Args:
-        tallies: In job order, so that sums of floats are the same however jobs ran.
+        whole: Of all its patches.
         bands: Band or level names.
         n_classes: Classes per level, for labels.
     """
-    whole = Tally()
-    for tally in tallies:
-        whole = whole + tally
     if n_classes:
         levels = whole.classes or tuple((0,) * 256 for _ in n_classes)
         return {

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flairhub.cube.spec import INGEST
 from flairhub.ingest.job import Job
@@ -30,6 +31,7 @@ class IngestReport:
         n_jobs: Shards in all.
         n_reused: Shards that an earlier run had finished.
         skipped: (modality, patch id, reason) of bad patches recorded as missing.
+        invalid: By image and series, pixels (of a series: of all dates) without data.
         max_skipped: Share of the files that may be skipped.
         n_bytes: Size of the store.
         seconds: Wall time of this run.
@@ -43,6 +45,7 @@ class IngestReport:
     n_jobs: int
     n_reused: int
     skipped: tuple[tuple[str, str, str], ...]
+    invalid: dict[str, int]
     max_skipped: float
     n_bytes: int
     seconds: float
@@ -65,14 +68,25 @@ def skipped_patches(jobs: Sequence[Job], done: dict[str, Entry]) -> list[tuple[s
     return [(job.modality, patch_id, reason) for job in ordered for patch_id, reason in done[job.id].skipped]
 
 
-def write_report(store: Path, jobs: Sequence[Job], done: dict[str, Entry]) -> None:
-    """Write `ingest/report.json`: files, missing and skipped patches by modality; no times, so that bytes repeat."""
+def invalid_pixels(attributes: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """Return the pixels without data by modality, from the attributes of the groups; labels are left out."""
+    return {name: facts["statistics"][0]["invalid"] for name, facts in attributes.items() if facts.get("statistics")}
+
+
+def write_report(
+    store: Path, jobs: Sequence[Job], done: dict[str, Entry], attributes: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Write `ingest/report.json`: files, missing and skipped patches, pixels without data by modality.
+
+    No times, so that bytes repeat.
+    """
     names = list(dict.fromkeys(job.modality for job in sorted(jobs, key=lambda job: job.rank)))
     held = {name: [file for job in jobs if job.modality == name for file in job.files] for name in names}
     skipped = skipped_patches(jobs, done)
     document = {
         "files": {name: sum(file is not None for file in files) for name, files in held.items()},
         "missing": {name: sum(file is None for file in files) for name, files in held.items()},
+        "invalid": invalid_pixels(attributes),
         "skipped": [{"modality": name, "patch_id": patch, "reason": reason} for name, patch, reason in skipped],
     }
     write_file(store / INGEST / REPORT, [json.dumps(document, indent=2).encode()])

@@ -366,13 +366,15 @@ class _Poisoned:
 
 
 @pytest.mark.parametrize("name", ["DEM_ELEV", "SENTINEL1-ASC_TS"])
-def test_nan_pixels_are_named(cube: Cube, name: str) -> None:
+def test_nan_pixels_hold_no_data(cube: Cube, name: str) -> None:
     preparations = {name: SeriesPreparation() if MODALITIES[name].is_series else ImagePreparation()}
-    loader = BatchLoader(_Poisoned(cube, 5), np.arange(8), preparations, [], batch_size=4)
-    batches = iter(loader)
-    next(batches)
-    with pytest.raises(DataError, match=f"{name}: NaN or infinite pixels in patches {cube.patch_ids[5]}. Fill"):
-        next(batches)
+    clean = list(BatchLoader(cube, np.arange(8), preparations, [], batch_size=4))
+    first, second = BatchLoader(_Poisoned(cube, 5), np.arange(8), preparations, [], batch_size=4)
+    assert (first.valid, list(second.valid)) == ({}, [name])
+    assert (~second.valid[name]).nonzero().tolist() == [[1, 3, 4]]
+    expected = prepare_batch(clean[1], preparations, "cpu").inputs[name].clone()
+    expected[1, ..., 3, 4] = 0
+    assert torch.equal(prepare_batch(second, preparations, "cpu").inputs[name], expected)
 
 
 def test_series_without_a_usable_date(patch_files: PatchFiles, cube: Cube) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -149,19 +150,34 @@ def test_nan_and_nodata_are_kept_and_counted(tmp_path: Path) -> None:
     dem[first][0, 3] = np.nan
     dem[second][1, :2] = -9999
     spot[first][2, 5] = 0
+    spot[first][:, 7, 7] = 0
     write_patch(files.files["DEM_ELEV"][first], dem[first], files.origins[first])
     write_patch(files.files["DEM_ELEV"][second], dem[second], files.origins[second], nodata=-9999)
     write_patch(files.files["SPOT_RGBI"][first], spot[first], files.origins[first], nodata=0)
-    fh.ingest(root=tmp_path, cube=tmp_path / "c.zarr")
+    report = fh.ingest(root=tmp_path, cube=tmp_path / "c.zarr")
     cube = fh.open_cube(tmp_path / "c.zarr")
     np.testing.assert_array_equal(cube.read("DEM_ELEV", [0, 1]), np.stack([dem[first], dem[second]]))
+    lacking = np.zeros((2, *dem[first].shape[1:]), dtype=bool)
+    lacking[0, 3] = lacking[1, :2] = True
     statistics = cube.info("DEM_ELEV")["statistics"]
-    assert [entry["invalid"] for entry in statistics] == [64, 128]
-    valid = np.concatenate([dem[first][1].ravel(), dem[second][1, 2:].ravel()]).astype(np.float64)
-    assert statistics[1]["min"] == valid.min()
-    assert statistics[1]["mean"] == pytest.approx(valid.mean())
-    declared = int((spot[first][2] == 0).sum())
-    assert cube.info("SPOT_RGBI")["statistics"][2]["invalid"] == declared >= 16
+    for band, entry in enumerate(statistics):
+        values = np.stack([dem[first][band], dem[second][band]])[~lacking].astype(np.float64)
+        assert (entry["invalid"], entry["count"]) == (64 + 128, values.size)
+        assert (entry["min"], entry["max"]) == (values.min(), values.max())
+        assert entry["mean"] == pytest.approx(values.mean())
+        assert entry["std"] == pytest.approx(values.std())
+    np.testing.assert_array_equal(cube.read_valid("DEM_ELEV", [0, 1]), ~lacking)
+    assert cube.info("DEM_ELEV")["validity"] == ["nodata"]
+    # A 0 by chance in one band is a number; a pixel that is 0 in all of them holds no data.
+    assert [entry["invalid"] for entry in cube.info("SPOT_RGBI")["statistics"]] == [1] * 4
+    black = np.ones((2, *spot[first].shape[1:]), dtype=bool)
+    black[0, 7, 7] = False
+    np.testing.assert_array_equal(cube.read_valid("SPOT_RGBI", [0, 1]), black)
+    assert statistics[0]["invalid"] == report.invalid["DEM_ELEV"]
+    assert report.invalid == {"DEM_ELEV": 192, "SPOT_RGBI": 1}
+    document = json.loads((tmp_path / "c.zarr/ingest/report.json").read_text())
+    assert document["invalid"] == report.invalid
+    assert fh.ingest(root=tmp_path, cube=tmp_path / "c.zarr").invalid == report.invalid
 
 
 def test_bad_files_can_be_recorded_as_missing(tmp_path: Path) -> None:
