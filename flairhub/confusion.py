@@ -55,7 +55,7 @@ class Scores:
         iou: (class,) intersection over union.
         f_score: (class,) harmonic mean of precision and recall.
         precision: (class,) share of predicted pixels that are right.
-        recall: (class,) share of true pixels that are found.
+        recall: (class,) share of true pixels that are predicted as such.
         support: (class,) int64, true pixels.
         overall_accuracy: Share of right pixels.
         classes: (class,) indices the rows belong to.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -159,3 +161,21 @@ def integer_ratio(coarse_res: float, fine_res: float, length_px: int) -> int | N
     ratio = round(coarse_res / fine_res)
     drift = abs(coarse_res - ratio * fine_res) * length_px
     return ratio if ratio >= 1 and drift <= ALIGNMENT_TOLERANCE_PX * fine_res else None
+
+
+@contextmanager
+def geopackage_time(day: str = "2000-01-01") -> Iterator[None]:
+    """Give GeoPackages written inside a `with` statement a fixed time of change.
+
+    They carry the time of writing, which GDAL lets the caller set: the same features give the same bytes.
+
+    Args:
+        day: `YYYY-MM-DD`; the time is midnight, UTC.
+    """
+    import pyogrio
+
+    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": f"{day}T00:00:00.000Z"})
+    try:
+        yield
+    finally:
+        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})

@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flairhub.confusion import confusion_matrix, published_report, strict_report, strict_scores
+from flairhub.confusion import (
+    accuracy,
+    class_iou,
+    confusion_matrix,
+    macro_mean,
+    marginals,
+    published_report,
+    strict_report,
+    strict_scores,
+)
 from flairhub.errors import DataError
 from flairhub.tasks import default_task
 
@@ -102,3 +111,36 @@ def test_values_outside_the_nomenclature_are_refused() -> None:
         confusion_matrix(np.array([0, 9]), np.array([0, 1]), 3)
     with pytest.raises(DataError, match="must be equal"):
         confusion_matrix(np.zeros(3), np.zeros(4), 3)
+
+
+def test_scores_of_many_matrices_at_once_are_those_of_each() -> None:
+    """Marginals add up like matrices, so weights of pieces (resamples of patches) are scored in one go."""
+    rng = np.random.default_rng(3)
+    matrices = rng.integers(0, 50, (7, 5, 5)) * (rng.random((7, 5, 5)) < 0.4)
+    counts = np.stack([marginals(matrix, [2]) for matrix in matrices])
+    np.testing.assert_array_equal(counts.sum(axis=0), marginals(matrices.sum(axis=0), [2]))
+    kept = [0, 1, 3, 4]
+    for i, matrix in enumerate(matrices):
+        scores = strict_scores(matrix, [2])
+        np.testing.assert_array_equal(class_iou(counts)[i, kept], scores.iou)
+        assert accuracy(counts)[i] == scores.overall_accuracy
+        assert macro_mean(class_iou(counts)[:, kept])[i] == scores.mean("iou")
+
+
+def test_what_is_undefined_is_nan_and_no_part_of_a_mean() -> None:
+    nothing = np.zeros((3, 2), np.int64)
+    assert np.isnan(class_iou(nothing)).all()
+    assert np.isnan(accuracy(nothing))
+    assert np.isnan(macro_mean(class_iou(nothing)))
+    assert macro_mean(np.array([np.nan, 0.5, 0.25])) == 0.375
+
+
+def test_the_device_counts_what_arrays_count() -> None:
+    torch = pytest.importorskip("torch")
+    from flairhub.training.forward import batch_confusion
+
+    rng = np.random.default_rng(5)
+    logits = rng.normal(size=(3, 4, 6, 6)).astype(np.float32)
+    target = rng.choice([0, 1, 2, 3, 255], (3, 6, 6)).astype(np.uint8)
+    counts = batch_confusion(torch.from_numpy(logits), torch.from_numpy(target))
+    np.testing.assert_array_equal(counts.numpy(), confusion_matrix(target, logits.argmax(axis=1), 4))

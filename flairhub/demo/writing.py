@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from flairhub.demo.seasons import Dates
 from flairhub.errors import OutputExistsError
+from flairhub.geo import geopackage_time
 
 CRS = "EPSG:2154"
 
@@ -110,15 +111,10 @@ def write_geopackage(
         size_m: Side of the squares in metres.
     """
     import geopandas
-    import pyogrio
     import shapely
 
     left, top = corners[:, 0], corners[:, 1]
     squares = shapely.box(left, top - size_m, left + size_m, top)
     frame = geopandas.GeoDataFrame(dict(columns), geometry=squares, crs=CRS)
-    # GeoPackages carry the time of writing; GDAL takes it from here, so that equal data give equal bytes.
-    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "2025-01-01T00:00:00.000Z"})
-    try:
+    with geopackage_time("2025-01-01"):
         frame.to_file(path, driver="GPKG", layer=path.stem, engine="pyogrio")
-    finally:
-        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})

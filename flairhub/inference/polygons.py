@@ -14,7 +14,7 @@ from rasterio.features import rasterize, shapes
 from rasterio.transform import Affine
 from shapely.geometry import shape as to_shape
 
-from flairhub.geo import GeoBox
+from flairhub.geo import GeoBox, geopackage_time
 from flairhub.tasks import IGNORE_INDEX
 
 Span = tuple[int, int]
@@ -46,7 +46,7 @@ class _Open:
         classes: Class of each.
         confidence: Sum of the pixels' confidence of each.
         parent: A part of the same area with a smaller number, or the part itself.
-        count: Parts so far, those that are no longer held included.
+        count: Parts so far, those that have ended included.
     """
 
     geometry: dict[int, Any] = field(default_factory=dict)
@@ -99,7 +99,7 @@ class _Open:
 def trace(read: ReadPiece, height: int, width: int, piece_px: int) -> Iterator[Polygons]:
     """Trace the areas of equal class, connected by pixel edges; no data is left out.
 
-    Areas are joined across pieces, and given as soon as they end: only those that go on below are held.
+    Areas are joined across pieces, and given as soon as they end: only those that go on below stay in memory.
 
     Args:
         read: Returns classes and confidence (0-1), both (y, x), of a range of rows and of columns.
@@ -110,7 +110,7 @@ def trace(read: ReadPiece, height: int, width: int, piece_px: int) -> Iterator[P
     Yields:
         The areas that end in a row of pieces, for every row.
     """
-    held = _Open()
+    areas = _Open()
     above: NDArray[np.int64] | None = None
     for top in range(0, height, piece_px):
         rows = top, min(top + piece_px, height)
@@ -119,25 +119,25 @@ def trace(read: ReadPiece, height: int, width: int, piece_px: int) -> Iterator[P
         left: NDArray[np.int64] | None = None
         for first in range(0, width, piece_px):
             cols = first, min(first + piece_px, width)
-            numbers = _trace_piece(held, *read(rows, cols), rows[0], cols[0])
+            numbers = _trace_piece(areas, *read(rows, cols), rows[0], cols[0])
             if left is not None:
-                held.join(left, numbers[:, 0])
+                areas.join(left, numbers[:, 0])
             left = numbers[:, -1]
             upper[cols[0] : cols[1]], bottom[cols[0] : cols[1]] = numbers[0], numbers[-1]
         if above is not None:
-            held.join(above, upper)
+            areas.join(above, upper)
         above = bottom
         last = rows[1] == height
-        yield held.finished(np.full(0, -1, dtype=np.int64) if last else bottom)
+        yield areas.finished(np.full(0, -1, dtype=np.int64) if last else bottom)
 
 
 def _trace_piece(
-    held: _Open, classes: NDArray[np.uint8], confidence: NDArray[np.float32], top: int, left: int
+    areas: _Open, classes: NDArray[np.uint8], confidence: NDArray[np.float32], top: int, left: int
 ) -> NDArray[np.int64]:
     """Add the polygons of a piece and return the number of the one that every pixel belongs to, -1 = none."""
     move = Affine.translation(left, top)
     traced = list(shapes(classes, mask=classes != IGNORE_INDEX, connectivity=4, transform=move))
-    first = held.count
+    first = areas.count
     if not traced:
         return np.full(classes.shape, -1, dtype=np.int64)
     burnt = [(geometry, number + 1) for number, (geometry, _) in enumerate(traced)]
@@ -145,7 +145,7 @@ def _trace_piece(
     inside = ids >= 0
     sums = np.bincount(ids[inside], weights=confidence[inside].astype(np.float64), minlength=len(traced))
     for (geometry, value), total in zip(traced, sums.tolist(), strict=True):
-        held.add(to_shape(geometry), int(value), total)
+        areas.add(to_shape(geometry), int(value), total)
     return np.where(inside, ids + first, -1)
 
 
@@ -173,18 +173,12 @@ def write_polygons(
 
         pd.concat(list(frames), ignore_index=True).to_parquet(path)
         return
-    import pyogrio
-
-    # A fixed time of change: the same run gives the same bytes.
-    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "2000-01-01T00:00:00.000Z"})
-    try:
+    with geopackage_time():
         for frame in frames:
             if len(frame) or not path.exists():
                 mode = "a" if path.exists() else "w"
                 options = {"layer": "polygons", "engine": "pyogrio", "geometry_type": "Polygon", "mode": mode}
                 frame.to_file(path, driver="GPKG", **options)
-    finally:
-        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})
 
 
 def _frame(polygons: Polygons, names: Sequence[str], box: GeoBox, min_area_m2: float) -> Any:

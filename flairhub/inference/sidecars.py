@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flairhub.class_raster import stac_classes
-from flairhub.geo import GeoBox
+from flairhub.geo import GeoBox, geopackage_time
 from flairhub.inference.block import MapPlan
 from flairhub.inference.outputs import CONFIDENCE_SCALE, Layer
 from flairhub.inference.zone import Zone
@@ -27,7 +27,6 @@ def write_tiles(plan: MapPlan, path: Path) -> None:
     finest pixels; `read_row`, `read_col`, `read_px`: what it reads, halo included, may lie outside the zone.
     """
     import geopandas
-    import pyogrio
     import shapely
 
     rows = _axis_table(plan.rows)
@@ -53,12 +52,8 @@ def write_tiles(plan: MapPlan, path: Path) -> None:
         "read_px": np.full(len(row), plan.rows.window),
     }
     frame = geopandas.GeoDataFrame(columns, geometry=geometry, crs=box.crs_wkt)
-    # A fixed time of change: the same run gives the same bytes.
-    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "2000-01-01T00:00:00.000Z"})
-    try:
+    with geopackage_time():
         frame.to_file(path, driver="GPKG", layer="tiles", engine="pyogrio")
-    finally:
-        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})
 
 
 def _axis_table(axis: Any) -> NDArray[np.int64]:

@@ -33,7 +33,7 @@ def evaluate(
         predictions: Folder of `PRED_<label file name>.tif`, or of one folder of them per label set.
         cube: Where the labels are; without it `paths.cube`.
         output: Folder of the scores; without it `scores` inside `predictions`.
-        overwrite: Replace scores that are there.
+        overwrite: Replace scores of an earlier call.
         progress: Called with the number of finished patches.
 
     Returns:

@@ -126,7 +126,7 @@ def predict_split(setup: Setup, cube: Cube, network: Network, progress: Progress
     """Predict the test patches, write and count them; processes share the patches.
 
     Returns:
-        Sums of all patches in the first process, of its own patches in the others.
+        Sums of all patches in the first process, of its share of the patches in the others.
     """
     rank, world_size = processes()
     indices = split_indices(cube, "test", setup.csvs["test"])

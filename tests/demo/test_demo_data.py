@@ -174,8 +174,8 @@ def test_configurations_load(demo_data: DemoData) -> None:
 
 def _contents(data: DemoData) -> dict[str, bytes]:
     """Bytes of every raster, table and date file by relative path."""
-    found = [path for root in (data.data, data.zone) for path in root.rglob("*") if path.is_file()]
-    return {str(path.relative_to(data.folder)): path.read_bytes() for path in found}
+    files = [path for root in (data.data, data.zone) for path in root.rglob("*") if path.is_file()]
+    return {str(path.relative_to(data.folder)): path.read_bytes() for path in files}
 
 
 def test_equal_seeds_give_equal_bytes_and_others_do_not(tmp_path: Path) -> None:

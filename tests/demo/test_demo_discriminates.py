@@ -51,8 +51,8 @@ def balanced_accuracy(
     means = np.stack([features[:, truth == c].mean(axis=1) for c in classes]) / scale[:, 0]
     features, truth = (np.concatenate(parts, axis=-1) for parts in zip(*judge, strict=True))
     distance = np.stack([((features / scale - mean[:, None]) ** 2).sum(axis=0) for mean in means])
-    found = np.array(classes)[distance.argmin(axis=0)]
-    return float(np.mean([(found[truth == c] == c).mean() for c in classes if (truth == c).any()]))
+    nearest = np.array(classes)[distance.argmin(axis=0)]
+    return float(np.mean([(nearest[truth == c] == c).mean() for c in classes if (truth == c).any()]))
 
 
 def crop_pixels(area: Area, values: NDArray[np.float64]) -> tuple[NDArray, NDArray]:

@@ -22,7 +22,7 @@ from flairhub.report import (
 )
 from flairhub.report.charts import needs_decades, row_shares
 from flairhub.report.quicklook import nice_length
-from flairhub.report.style import class_handles, present_classes
+from flairhub.report.style import class_colormap, class_handles, present_classes
 from flairhub.tasks import IGNORE_INDEX, default_task
 
 COSIA = default_task("AERIAL_LABEL-COSIA")
@@ -40,6 +40,12 @@ def test_paint_uses_the_published_colours_and_grey_for_no_label() -> None:
         [[0xDB, 0x0E, 0x9A], [0x15, 0x53, 0xAE]],
         [[0, 0, 0], list(NO_CLASS_COLOUR)],
     ]
+
+
+def test_matplotlib_draws_classes_in_their_colours() -> None:
+    colours, norm = class_colormap(COSIA)
+    drawn = colours(norm(np.arange(COSIA.n_classes)), bytes=True)[:, :3]
+    assert [tuple(colour) for colour in drawn.tolist()] == [row.colour for row in COSIA.classes]
 
 
 def test_legend_holds_present_classes_only() -> None:
@@ -93,8 +99,7 @@ def test_panels_show_truth_and_prediction_in_class_colours(tmp_path: Path) -> No
 def test_quicklook_shows_every_class_and_nodata(tmp_path: Path) -> None:
     class_map = np.repeat(np.array([0, 6, 8, IGNORE_INDEX], np.uint8), 50).reshape(-1, 1).repeat(300, axis=1)
     path = save_quicklook(tmp_path / "map.png", class_map, COSIA, gsd_m=0.2, title="Zone", image=np.zeros((3, 4, 6)))
-    found = colours_in(path)
-    assert {COSIA.classes[c].colour for c in (0, 6, 8)} | {NO_CLASS_COLOUR} <= found
+    assert {COSIA.classes[c].colour for c in (0, 6, 8)} | {NO_CLASS_COLOUR} <= colours_in(path)
 
 
 def test_large_maps_are_thinned(tmp_path: Path) -> None:
