@@ -21,18 +21,18 @@ import torch
 from common import interleave, machine, make_files, ratio, show
 
 import flairhub as fh
+from flairhub.config import Hyperparams, PreProcessings, Saving
 from flairhub.cube import Cube
 from flairhub.data import BatchLoader, PreparedBatch, prepare_batch
 from flairhub.models import NetworkSpec, build_network
 from flairhub.prepare import ImagePreparation
 from flairhub.tasks import default_task
 from flairhub.timeseries import CloudFilter, SeriesPreparation
-from flairhub.training.fit import quiet_lightning
-from flairhub.training.forward import network_output
+from flairhub.training.logits import network_output
 from flairhub.training.losses import Criterion, TaskObjective
-from flairhub.training.module import LearningPlan, SegmentationModule
-from flairhub.training.optimizers import OptimizerChoice
-from flairhub.training.schedules import Schedule
+from flairhub.training.module import SegmentationModule
+from flairhub.training.optimizers import build_optimizer
+from flairhub.training.trainer import quiet_lightning
 
 TASK = default_task("AERIAL_LABEL-COSIA")
 PREPARATIONS = {
@@ -52,7 +52,7 @@ class Bench:
         self.network = build_network(spec).to(device).train()
         weights = np.ones(TASK.n_classes, np.float32)
         self.criterion = Criterion((TaskObjective(TASK, 1.0, weights),)).to(device)
-        self.optimizer = OptimizerChoice("adamw", 1e-4).build(self.network.parameters(), fused=device == "cpu")
+        self.optimizer = build_optimizer("adamw", self.network.parameters(), 1e-4, fused=device == "cpu")
         self.ready = prepare_batch(next(iter(self.loader())), PREPARATIONS, device)
         self.inside = 0.0
 
@@ -94,9 +94,16 @@ class Bench:
             self.step(prepare_batch(batch, PREPARATIONS, self.device))
 
     def lightning(self) -> None:
-        schedule = Schedule("one_cycle_lr", 1e-4, self.steps)
-        plan = LearningPlan(PREPARATIONS, OptimizerChoice("adamw", 1e-4), schedule, self.cube.patch_ids)
-        module = SegmentationModule(self.network, self.criterion, plan)
+        module = SegmentationModule(
+            self.network,
+            self.criterion,
+            PREPARATIONS,
+            self.steps,
+            self.cube.patch_ids,
+            Hyperparams(learning_rate=1e-4, optim_weight_decay=0.0, seed=0),
+            PreProcessings(),
+            Saving(log_images=0),
+        )
         with tempfile.TemporaryDirectory() as folder, quiet_lightning():
             trainer = pl.Trainer(
                 accelerator="gpu" if self.device == "cuda" else "cpu",

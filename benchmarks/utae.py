@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from utae_paper import PaperUTAE
 
-from flairhub.models.spec import SeriesOptions
+from flairhub.models import SeriesOptions
 from flairhub.models.utae import UTAE
 
 RAGGED = (90, 30, 45, 25)

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from flairhub.models import Accounting, NetworkSpec, Part
 
 _PIPED_WIDTH = 200
-_WEIGHTS_SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
 
 
 @click.group()
@@ -70,7 +69,7 @@ def info(source: Path | None, config_paths: tuple[Path, ...], table: bool) -> No
 def convert(
     weights: Path, config_paths: tuple[Path, ...], output: Path, reinit_heads: bool, partial: bool, overwrite: bool
 ) -> None:
-    """Make a bundle of published weights (.safetensors, Lightning .ckpt, .pth).
+    """Make a bundle of published weights (.safetensors, Lightning .ckpt, .pth, .pt, .bin).
 
     Every tensor is accounted for; weights that do not fit the configuration are refused.
 
@@ -96,11 +95,12 @@ def _show(table: Table) -> None:
 
 
 def _describe(source: Path) -> Table:
+    from flairhub.config import is_weights_file
     from flairhub.models import network_parts
     from flairhub.models.bundle import MANIFEST, read_manifest
-    from flairhub.models.spec import NetworkSpec
+    from flairhub.models.network_spec import NetworkSpec
 
-    if source.suffix.lower() in _WEIGHTS_SUFFIXES:
+    if is_weights_file(source):
         return _weights_table(source)
     if not (source / MANIFEST).is_file():
         return _configured_table((source,))
@@ -154,8 +154,8 @@ def _published_table() -> Table:
 
     table = _new_table("Published networks, millions of parameters", ("Model", "Inputs", "Here", "Published"))
     for row in BASELINES:
-        here = published_total(network_parts(published_spec(row))) / 1e6
-        table.add_row(row.name, ", ".join(row.inputs), f"{here:.2f}", f"{row.millions:.1f}")
+        millions = published_total(network_parts(published_spec(row))) / 1e6
+        table.add_row(row.name, ", ".join(row.inputs), f"{millions:.2f}", f"{row.millions:.1f}")
     return table
 
 

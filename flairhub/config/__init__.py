@@ -1,6 +1,7 @@
 """Configuration: YAML becomes one checked, frozen object before anything is opened."""
 
-from flairhub.config.bundle import with_bundle
+from flairhub.config.base import WEIGHTS_KINDS, WEIGHTS_SUFFIXES, is_weights_file
+from flairhub.config.bundle_checks import with_bundle
 from flairhub.config.derive import (
     class_weights,
     config_hash,
@@ -15,15 +16,22 @@ from flairhub.config.load import (
     train_config_from_dict,
     zonal_config_from_dict,
 )
-from flairhub.config.train_schema import TrainConfig
+from flairhub.config.train_schema import Hyperparams, PreProcessings, Saving, SeriesOptions, TrainConfig
 from flairhub.config.zonal_schema import ZonalConfig
 
 __all__ = [
+    "WEIGHTS_KINDS",
+    "WEIGHTS_SUFFIXES",
+    "Hyperparams",
+    "PreProcessings",
+    "Saving",
+    "SeriesOptions",
     "TrainConfig",
     "ZonalConfig",
     "class_weights",
     "config_hash",
     "input_preparations",
+    "is_weights_file",
     "label_tasks",
     "load_config",
     "load_train_config",

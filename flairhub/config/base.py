@@ -22,6 +22,11 @@ from flairhub.errors import UsageError
 from flairhub.modalities import INPUTS, LABELS
 from flairhub.timeseries import parse_ref_date
 
+WEIGHTS_SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
+"""Suffixes of weights files; weights of any other name are a bundle folder, which describes itself."""
+WEIGHTS_KINDS = f"{', '.join(WEIGHTS_SUFFIXES[:-1])} or {WEIGHTS_SUFFIXES[-1]}"
+"""The suffixes in a sentence."""
+
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
@@ -54,6 +59,11 @@ class Section(BaseModel):
         if not isinstance(data, Mapping):
             return data
         return {key: value for key, value in data.items() if value is not None or key not in cls.model_fields}
+
+
+def is_weights_file(path: Path) -> bool:
+    """Tell a weights file from a bundle folder by its name, without opening it."""
+    return path.suffix.lower() in WEIGHTS_SUFFIXES
 
 
 def expected(what: str) -> PydanticCustomError:

@@ -13,7 +13,7 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from flairhub.config.statistics import elevation_mode, resolve_statistics
+from flairhub.config.normalisation import elevation_mode, resolve_statistics
 from flairhub.config.train_schema import MultitempModel, TrainConfig
 from flairhub.config.zonal_schema import ZonalConfig
 from flairhub.modalities import MODALITIES, Modality
@@ -142,7 +142,7 @@ def class_weights(config: TrainConfig, label: str, modality: str | None = None) 
     Args:
         config: The configuration.
         label: Name of the label set.
-        modality: For the auxiliary loss of this input, whose own exceptions come on top.
+        modality: For the auxiliary loss of this input, whose exceptions come on top.
 
     Returns:
         (class,) float32; 0 = ignored.
@@ -186,9 +186,9 @@ def config_hash(config: TrainConfig | ZonalConfig) -> str:
 def _without_execution(content: Any, path: str) -> Any:
     if not isinstance(content, dict):
         return content
-    kept = {}
+    result: dict[str, Any] = {}
     for key, value in content.items():
         key_path = f"{path}.{key}" if path else str(key)
         if key_path not in EXECUTION_KEYS:
-            kept[str(key)] = _without_execution(value, key_path)
-    return kept
+            result[str(key)] = _without_execution(value, key_path)
+    return result

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from flairhub.config.problems import Problem, problems_of
-from flairhub.config.support import unsupported
 from flairhub.config.train_checks import check_train
 from flairhub.config.train_schema import TrainConfig
 from flairhub.config.yaml_file import Document, KeyPath, parse_yaml, read_layers
@@ -109,7 +108,7 @@ def _build(
         config = _without(schema, data, problems)
     if config is not None:
         wrong = [problem.path for problem in problems]
-        for problem in (*check(config), *unsupported(config)):
+        for problem in check(config):
             if not any(_overlap(path, bad) for path in (problem.path, *problem.related) for bad in wrong):
                 problems.append(problem)
     sentences = [*document.problems, *(problem.sentence(places) for problem in problems)]

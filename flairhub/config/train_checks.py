@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from flairhub.config.checks import check_bands, check_classes, check_inputs, check_statistics
+from flairhub.config.normalisation import elevation_mode
 from flairhub.config.problems import Problem
-from flairhub.config.statistics import elevation_mode
+from flairhub.config.shared_checks import check_bands, check_classes, check_inputs, check_statistics
 from flairhub.config.train_schema import LabelConfig, MultitempModel, TrainConfig
 from flairhub.config.yaml_file import KeyPath
 from flairhub.modalities import MODALITIES
 from flairhub.tasks import level_sizes
-
-_GROUPS = 4  # groups of the group norm in the series encoder
 
 
 def check_train(config: TrainConfig) -> Iterator[Problem]:
@@ -34,7 +32,7 @@ def check_train(config: TrainConfig) -> Iterator[Problem]:
 def _check_paths(config: TrainConfig) -> Iterator[Problem]:
     tasks, paths = config.tasks, config.paths
     needs: list[tuple[str, str]] = []
-    if tasks.train and not tasks.metrics_only:
+    if tasks.trains:
         needs += [("train_csv", "tasks.train"), ("val_csv", "tasks.train")]
     if tasks.metrics_only or tasks.predict:
         needs += [("test_csv", "tasks.metrics_only" if tasks.metrics_only else "tasks.predict")]
@@ -98,37 +96,20 @@ def _check_networks(config: TrainConfig) -> Iterator[Problem]:
 
 def _check_multitemp(model: MultitempModel) -> Iterator[Problem]:
     base = ("models", "multitemp_model")
-    encoder, decoder = model.encoder_widths, model.decoder_widths
-    both = ((*base, "encoder_widths"), (*base, "decoder_widths"))
-    if len(encoder) != len(decoder):
-        text = f"{len(decoder)} widths, but encoder_widths has {len(encoder)}: one per stage in both."
-        yield Problem(both[1], text, both)
-    elif encoder[-1] != decoder[-1]:
-        text = f"the last width is {decoder[-1]}, but encoder_widths ends with {encoder[-1]}: both must be equal."
-        yield Problem(both[1], text, both)
-    odd = [width for width in encoder if width % _GROUPS]
-    if odd and model.encoder_norm == "group":
-        yield Problem(both[0], f"got {odd}, expected multiples of {_GROUPS} (groups of the normalisation).")
-    if model.d_model % model.n_head:
-        text = f"got {model.d_model}, expected a multiple of n_head = {model.n_head}."
-        yield Problem((*base, "d_model"), text, ((*base, "n_head"),))
-    split = encoder if model.agg_mode == "att_group" else encoder[-1:]
-    uneven = [width for width in split if width % model.n_head]
-    if uneven:
-        text = f"does not divide the encoder widths {uneven} into equal groups, one per head."
-        yield Problem((*base, "n_head"), f"{model.n_head} {text}", (both[0], (*base, "agg_mode")))
+    for key, text, related in model.contradictions():
+        yield Problem((*base, key), text, tuple((*base, name) for name in related))
 
 
 def _check_monitor(config: TrainConfig) -> Iterator[Problem]:
     monitor, mode = config.saving.ckpt_monitor, config.saving.ckpt_monitor_mode
     path = ("saving", "ckpt_monitor")
-    if not monitor.startswith(("val_", "train_")):
-        yield Problem(path, f"got {monitor!r}, expected a logged value: val_miou, val_loss or train_loss.")
-    elif monitor.endswith("loss") and mode == "max":
-        text = f"got 'max', but the smallest {monitor} is the best. Write min."
-        yield Problem(("saving", "ckpt_monitor_mode"), text, (path,))
-    elif monitor.endswith("miou") and mode == "min":
-        text = f"got 'min', but the largest {monitor} is the best. Write max."
+    logged = ("val_miou", "val_loss", "train_loss", *(f"val_miou/{label}" for label in config.labels))
+    best = "min" if monitor.endswith("loss") else "max"
+    if monitor not in logged:
+        yield Problem(path, f"got {monitor!r}, expected one of {', '.join(logged)}.", (("labels",),))
+    elif mode != best:
+        size = "smallest" if best == "min" else "largest"
+        text = f"got {mode!r}, but the {size} {monitor} is the best. Write {best}."
         yield Problem(("saving", "ckpt_monitor_mode"), text, (path,))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -41,6 +42,12 @@ from flairhub.config.base import (
 from flairhub.modalities import INPUTS, MODALITIES, Kind
 
 Beta = Annotated[float, Strict(), Field(ge=0, lt=1)]
+OptimizerName = Literal["adamw", "adam", "sgd"]
+ScheduleName = Literal["one_cycle_lr", "reduce_on_plateau", "cycle_then_plateau"]
+ChannelInit = Literal["copy_first", "copy_second", "copy_third", "random"]
+PaddingMode = Literal["reflect", "zeros", "replicate", "circular"]
+NORM_GROUPS = 4
+"""Groups of the group norm in the time-series encoder."""
 IMAGES = tuple(name for name in INPUTS if MODALITIES[name].kind is Kind.IMAGE)
 
 
@@ -56,6 +63,11 @@ class Paths(Section):
     ckpt_model_path: OptionalPath = None
     cube: OptionalText = None
     data_root: OptionalPath = None
+
+    @property
+    def split_csvs(self) -> dict[str, Path | None]:
+        """The CSV of each split, by the name that cubes give it."""
+        return {"train": self.train_csv, "valid": self.val_csv, "test": self.test_csv}
 
 
 class TrainTasks(Section):
@@ -76,6 +88,16 @@ class Tasks(Section):
     metrics_only: Flag = False
     test_time_augmentation: Flag = False
 
+    @property
+    def trains(self) -> bool:
+        """True when the network is trained."""
+        return self.train and not self.metrics_only
+
+    @property
+    def predicts(self) -> bool:
+        """True when the test patches go through the network."""
+        return self.predict and not self.metrics_only
+
 
 class Losses(Section):
     """Weight of each loss on the class logits of a task; 0 = left out."""
@@ -93,10 +115,10 @@ class Hyperparams(Section):
     batch_size: Count = 5
     seed: Annotated[int, Strict(), Field(ge=0, lt=2**32)] = 2025
     learning_rate: Positive = 5e-5
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    optimizer: OptimizerName = "adamw"
     optim_weight_decay: NonNegative = 0.01
     optim_betas: tuple[Beta, Beta] = (0.9, 0.999)
-    scheduler: Literal["one_cycle_lr", "reduce_on_plateau", "cycle_then_plateau"] = "one_cycle_lr"
+    scheduler: ScheduleName = "one_cycle_lr"
     warmup_fraction: Fraction = 0.2
     plateau_patience: CountOrZero = 10
     accumulate: Count = 1
@@ -208,14 +230,29 @@ class MonotempModel(Section):
     """Encoder and decoder of single-date inputs, and the decoder of every task."""
 
     arch: OptionalText = None
-    new_channels_init_mode: Literal["copy_first", "copy_second", "copy_third", "random"] = "random"
+    new_channels_init_mode: ChannelInit = "random"
     pretrained: Annotated[bool | Path, BeforeValidator(_as_pretrained)] = True
 
 
-class MultitempModel(Section):
-    """The time-series encoder, U-TAE (Garnot & Landrieu 2021)."""
+class SeriesOptions(Section):
+    """The published options of the time-series encoder, U-TAE (Garnot & Landrieu 2021).
 
-    ref_date: RefDate = "05-15"
+    Attributes:
+        encoder_widths: Channels of each stage going down.
+        decoder_widths: Channels of each stage going up, finest first.
+        out_conv: Widths of the last block; the total number of classes is appended where it differs from the last.
+        str_conv_k: Kernel of the strided convolutions.
+        str_conv_s: Their stride.
+        str_conv_p: Their padding.
+        agg_mode: How skip maps lose their time axis.
+        encoder_norm: Normalisation inside the spatial encoder.
+        n_head: Attention heads.
+        d_model: Width of the temporal encoder.
+        d_k: Width of a key.
+        pad_value: Value that padded dates carry in published data. Masks say what is padding, so it has no effect.
+        padding_mode: Spatial padding of the convolutions.
+    """
+
     encoder_widths: Annotated[tuple[Count, ...], Field(min_length=2)] = (64, 64, 64, 128)
     decoder_widths: Annotated[tuple[Count, ...], Field(min_length=2)] = (32, 32, 64, 128)
     out_conv: Annotated[tuple[Count, ...], Field(min_length=1)] = (32, 19)
@@ -228,7 +265,40 @@ class MultitempModel(Section):
     d_model: Count = 256
     d_k: Count = 4
     pad_value: Number = 0.0
-    padding_mode: Literal["reflect", "zeros", "replicate", "circular"] = "reflect"
+    padding_mode: PaddingMode = "reflect"
+
+    def contradictions(self) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+        """Yield what does not fit together: the key it is about, a sentence, and the keys that it rests on."""
+        encoder, decoder = self.encoder_widths, self.decoder_widths
+        both = ("encoder_widths", "decoder_widths")
+        if len(encoder) != len(decoder):
+            text = f"{len(decoder)} widths, but encoder_widths has {len(encoder)}: one per stage in both."
+            yield "decoder_widths", text, both
+        elif encoder[-1] != decoder[-1]:
+            text = f"the last width is {decoder[-1]}, but encoder_widths ends with {encoder[-1]}: both must be equal."
+            yield "decoder_widths", text, both
+        odd = [width for width in encoder if width % NORM_GROUPS]
+        if odd and self.encoder_norm == "group":
+            text = f"got {odd}, expected multiples of {NORM_GROUPS} (groups of the normalisation)."
+            yield "encoder_widths", text, ()
+        if self.d_model % self.n_head:
+            yield "d_model", f"got {self.d_model}, expected a multiple of n_head = {self.n_head}.", ("n_head",)
+        split = encoder if self.agg_mode == "att_group" else encoder[-1:]
+        uneven = [width for width in split if width % self.n_head]
+        if uneven:
+            text = f"{self.n_head} does not divide the encoder widths {uneven} into equal groups, one per head."
+            yield "n_head", text, ("encoder_widths", "agg_mode")
+
+
+class MultitempModel(SeriesOptions):
+    """The time-series encoder, and the day that the offsets of its dates count from."""
+
+    ref_date: RefDate = "05-15"
+
+    @property
+    def series(self) -> SeriesOptions:
+        """What builds the encoder."""
+        return SeriesOptions(**{name: getattr(self, name) for name in SeriesOptions.model_fields})
 
 
 class Models(Section):

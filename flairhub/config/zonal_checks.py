@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from flairhub.config.checks import check_bands, check_classes, check_inputs, check_statistics
+from flairhub.config.normalisation import elevation_mode
 from flairhub.config.problems import Problem
-from flairhub.config.statistics import elevation_mode
+from flairhub.config.shared_checks import check_bands, check_classes, check_inputs, check_statistics
 from flairhub.config.yaml_file import KeyPath
 from flairhub.config.zonal_schema import ZonalConfig
 from flairhub.modalities import MODALITIES, Modality

@@ -29,11 +29,9 @@ from flairhub.config.base import (
     RefDate,
     Section,
     Statistics,
+    is_weights_file,
 )
 from flairhub.modalities import INPUTS, MODALITIES, Kind, Modality
-
-WEIGHTS_SUFFIXES = (".safetensors", ".ckpt", ".pth")
-"""Suffixes of published weights; any other `model_weights` is a bundle folder, which describes itself."""
 
 
 class ZonalNormalization(Section):
@@ -178,8 +176,8 @@ class ZonalConfig(Section):
 
     @property
     def is_bundle(self) -> bool:
-        """True when `model_weights` names a bundle folder rather than a published weights file."""
-        return self.model_weights.suffix.lower() not in WEIGHTS_SUFFIXES
+        """True when `model_weights` names a bundle folder rather than a weights file."""
+        return not is_weights_file(self.model_weights)
 
     @property
     def active_tasks(self) -> tuple[ZonalTask, ...]:

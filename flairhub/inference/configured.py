@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from flairhub.config import (
+    WEIGHTS_KINDS,
     ZonalConfig,
     config_hash,
     input_preparations,
@@ -100,9 +101,7 @@ def zone_model(config: ZonalConfig, zone: Zone) -> ModelRef:
     path = config.model_weights
     if not path.exists():
         kind = "bundle folder" if config.is_bundle else "weights file"
-        raise WeightsError(
-            f"model_weights: no {kind} {path}. Expected a bundle folder or a .safetensors, .ckpt or .pth."
-        )
+        raise WeightsError(f"model_weights: no {kind} {path}. Expected a bundle folder or a {WEIGHTS_KINDS}.")
     try:
         device = choose_device(config.use_gpu)
     except UsageError as error:

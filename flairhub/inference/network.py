@@ -91,12 +91,13 @@ def bundle_ref(path: Path, device: str = "cpu") -> tuple[ModelRef, dict[str, Any
     Raises:
         WeightsError: No such bundle, or a damaged one.
     """
+    from flairhub.config import WEIGHTS_KINDS
     from flairhub.models import load_model
 
     if not path.is_dir():
         raise WeightsError(
             f"model_weights: no bundle folder {path}. "
-            f"Expected one as `flairhub train` writes, or a .safetensors, .ckpt or .pth file."
+            f"Expected one as `flairhub train` writes, or a {WEIGHTS_KINDS} file."
         )
     model = load_model(path, device)
     manifest = model.manifest

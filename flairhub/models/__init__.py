@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from flairhub.models.build import build_network
+from flairhub.config import SeriesOptions
 from flairhub.models.bundle import Model, load_model, save_bundle
-from flairhub.models.from_config import network_spec
 from flairhub.models.network import Network, Output
+from flairhub.models.network_spec import NetworkSpec, network_spec
+from flairhub.models.pretrained import build_network
 from flairhub.models.published import Accounting, load_into, load_published, read_published
 from flairhub.models.sizes import Part, network_parts, published_total
-from flairhub.models.spec import NetworkSpec, SeriesOptions
 
 __all__ = [
     "Accounting",

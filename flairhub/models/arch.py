@@ -16,7 +16,7 @@ from torch import nn
 from flairhub.errors import UsageError
 
 UPERNET = "upernet"
-"""UPerNet with the geometry of smp 0.4.0, which the published weights have (`flairhub.models.upernet`)."""
+"""UPerNet with the geometry of smp 0.4.0, which the published weights have (`flairhub.models.decoders`)."""
 
 DECODERS = (*(name for name in smp.MODEL_ARCHITECTURES_MAPPING), "upernet-smp")
 """Decoder names; `upernet-smp` is the UPerNet of the installed smp."""

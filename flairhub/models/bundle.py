@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from flairhub.errors import FlairhubError, OutputExistsError, WeightsError
 from flairhub.jobs import place_folder, sha256_of, write_text
 from flairhub.modalities import modality
-from flairhub.models.files import read_tensors
 from flairhub.models.network import Network
-from flairhub.models.spec import NetworkSpec
+from flairhub.models.network_spec import NetworkSpec
+from flairhub.models.weights_files import read_tensors
 from flairhub.prepare import ImagePreparation
 from flairhub.tasks import LabelClass, Task
 from flairhub.timeseries import SeriesPreparation
@@ -136,8 +136,8 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Model:
         raise WeightsError(f"{path / MANIFEST}: not a usable model description ({error!r}).") from error
     if weights.parent != path:
         raise WeightsError(f"{path / MANIFEST}: the weights must lie in the bundle, got {weights}.")
-    if weights.is_file() and (found := sha256_of(weights)) != expected:
-        raise WeightsError(f"{weights}: damaged: sha256 {found}, expected {expected}. Copy the bundle again.")
+    if weights.is_file() and (digest := sha256_of(weights)) != expected:
+        raise WeightsError(f"{weights}: damaged: sha256 {digest}, expected {expected}. Copy the bundle again.")
     tensors = read_tensors(weights)
     network = Network(spec)
     missing, unexpected = network.load_state_dict(tensors, strict=False)
@@ -159,15 +159,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
         )
     try:
         manifest = json.loads(file.read_text("utf-8"))
-        found, expected = _digest({k: v for k, v in manifest.items() if k != "sha256"}), manifest.get("sha256")
+        digest, expected = _digest({k: v for k, v in manifest.items() if k != "sha256"}), manifest.get("sha256")
     except (ValueError, AttributeError) as error:
         raise WeightsError(f"{file}: damaged: {error}.") from error
     if not isinstance(manifest.get("format"), int) or manifest["format"] > FORMAT:
         raise WeightsError(
             f"{file}: bundle format {manifest.get('format')}, this version reads up to {FORMAT}. Update flairhub."
         )
-    if found != expected:
-        raise WeightsError(f"{file}: damaged or edited: sha256 {found}, expected {expected}. Copy the bundle again.")
+    if digest != expected:
+        raise WeightsError(f"{file}: damaged or edited: sha256 {digest}, expected {expected}. Copy the bundle again.")
     return manifest
 
 
@@ -177,9 +177,9 @@ def _check_fit(
     tasks: Sequence[Task],
     bands: Mapping[str, Sequence[str]],
 ) -> None:
-    found = {task.label: task.n_classes for task in tasks}
-    if found != dict(spec.tasks):
-        raise WeightsError(f"tasks: got {found}, the network predicts {dict(spec.tasks)}.")
+    predicted = {task.label: task.n_classes for task in tasks}
+    if predicted != dict(spec.tasks):
+        raise WeightsError(f"tasks: got {predicted}, the network predicts {dict(spec.tasks)}.")
     for name, channels in spec.inputs.items():
         if name not in preparations or name not in bands:
             raise WeightsError(f"{name}: the network's input needs a preparation and band names.")

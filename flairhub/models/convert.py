@@ -11,7 +11,7 @@ from flairhub.errors import OutputExistsError
 from flairhub.jobs import sha256_of
 from flairhub.modalities import modality
 from flairhub.models.bundle import save_bundle
-from flairhub.models.from_config import network_spec
+from flairhub.models.network_spec import network_spec
 from flairhub.models.published import Accounting, read_published
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def convert(
     """Make a bundle of published weights.
 
     Args:
-        weights: `.safetensors`, `.ckpt` or `.pth` file.
+        weights: File, one of `WEIGHTS_SUFFIXES`.
         config: The configuration that the weights were trained with, or a zonal one for them.
         bundle: Folder to make.
         reinit_heads: Start heads of another number of classes, and first convolutions of another number of

@@ -5,11 +5,9 @@ Attribute names are those of the published weights, so that tensors keep their n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from math import log2
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,10 +15,8 @@ from torch.nn import functional as F
 from flairhub.errors import UsageError
 from flairhub.models.arch import Arch, parse_arch
 from flairhub.models.decoders import ImageHead
-from flairhub.models.dropout import draw_kept
 from flairhub.models.encoders import Features, ImageEncoder, first_level, level_channels
-from flairhub.models.fusion import Fusion
-from flairhub.models.spec import NetworkSpec, SeriesOptions
+from flairhub.models.network_spec import NetworkSpec, beside_images, series_out_widths
 from flairhub.models.utae import UTAE
 
 Size = tuple[int, int]
@@ -42,12 +38,68 @@ class Output:
 torch.export.register_dataclass(Output)
 
 
+class Fusion(nn.Module):
+    """The maps of all modalities, level by level, brought back to the reference modality's channels.
+
+    Published as a 1x1 convolution over the concatenation of the resized maps. A 1x1 convolution and a bilinear resize
+    commute, so each modality is convolved at its own resolution where that is coarser, and the results are summed: the
+    same numbers without the large concatenation.
+
+    Args:
+        reference: Channels of the reference modality's levels, finest first.
+        modalities: Channels of each modality's levels, in network order (the reference included).
+        skipped: Levels that the decoder does not read; they get no convolution.
+    """
+
+    def __init__(self, reference: Sequence[int], modalities: Mapping[str, Sequence[int]], skipped: Sequence[int]):
+        super().__init__()
+        self.channels = {name: tuple(widths) for name, widths in modalities.items()}
+        self.conv_f = nn.ModuleDict()
+        for level, width in enumerate(reference):
+            if level not in skipped:
+                total = sum(widths[level] for widths in self.channels.values())
+                self.conv_f[str(level)] = nn.Conv2d(total, width, 1)
+
+    def forward(self, level: int, maps: Mapping[str, Tensor], size: tuple[int, int]) -> Tensor:
+        """Fuse one level.
+
+        Args:
+            level: Position among the reference's levels.
+            maps: (batch, channel, y, x) of the modalities that are present (at least one); the others count as zeros.
+            size: Height and width of the result.
+
+        Returns:
+            (batch, channel, y, x).
+        """
+        conv = self.conv_f[str(level)]
+        assert isinstance(conv, nn.Conv2d)
+        weights = conv.weight.split([widths[level] for widths in self.channels.values()], dim=1)
+        bias: Tensor | None = conv.bias
+        total: Tensor | None = None
+        for name, weight in zip(self.channels, weights, strict=True):
+            if name not in maps:
+                continue
+            term = _convolve(maps[name], weight, bias, size)
+            total = term if total is None else total + term
+            bias = None  # once
+        assert total is not None
+        return total
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, size: tuple[int, int]) -> Tensor:
+    if tuple(x.shape[-2:]) == size:
+        return F.conv2d(x, weight, bias)
+    if x.shape[-2] * x.shape[-1] > size[0] * size[1]:
+        return F.conv2d(F.interpolate(x, size=size, mode="bilinear", align_corners=False), weight, bias)
+    return F.interpolate(F.conv2d(x, weight, bias), size=size, mode="bilinear", align_corners=False)
+
+
 class Network(nn.Module):
     """Segmentation network of any non-empty set of inputs and tasks.
 
     A modality of the spec may be missing from a forward pass or from some samples (`present`), and a series may have
     samples without a valid date: its features then count as zeros in the fusion, and in a network of series only the
-    mean is taken over the series that are there. At least one input must be given. In training,
+    mean is taken over the series that are present. At least one input must be given. In training,
     `spec.modality_dropout` does the same per sample, always keeping at least one input.
 
     Args:
@@ -108,8 +160,8 @@ class Network(nn.Module):
             masks: (batch, time) bool of series, True = valid; a series without a mask is valid throughout.
             size: Height and width of the logits; default: those of the finest input given.
             aux: Whether to compute the auxiliary logits.
-            present: (batch,) bool of modalities that some samples lack; a modality that is not listed is there
-                throughout. The values of a sample that lacks it are not used, but must be finite.
+            present: (batch,) bool of modalities that some samples lack; every sample has a
+                modality that is not listed. The values of a sample that lacks it are not used, but must be finite.
 
         Returns:
             Logits of every task, and auxiliary logits of the modalities that were given.
@@ -126,7 +178,7 @@ class Network(nn.Module):
         images: dict[str, Features] = {}
         maps: dict[str, list[Tensor]] = {}
         logits: dict[str, Tensor] = {}
-        there: dict[str, Tensor] = {}
+        available: dict[str, Tensor] = {}
         for name, x in inputs.items():
             if name in self.spec.images:
                 images[name] = self.encoders[name](x)
@@ -137,15 +189,15 @@ class Network(nn.Module):
                 if series_logits is not None:
                     logits[name] = series_logits
                 if dated is not None:
-                    there[name] = dated
-        for name, here in (present or {}).items():
+                    available[name] = dated
+        for name, given in (present or {}).items():
             if name in inputs:
-                there[name] = there[name] & here.bool() if name in there else here.bool()
-        there = self.draw_dropout(inputs, there)
+                available[name] = available[name] & given.bool() if name in available else given.bool()
+        available = self.draw_dropout(inputs, available)
         if self.reference is None:
-            main = self._series_logits(logits, there)
+            main = self._series_logits(logits, available)
         else:
-            main = self._image_logits(images, maps, there, size)
+            main = self._image_logits(images, maps, available, size)
         result = Output({task: _resize(values, size) for task, values in main.items()})
         if aux:
             result.aux = {key: _resize(values, size) for key, values in self._aux_logits(images, logits).items()}
@@ -206,32 +258,32 @@ class Network(nn.Module):
         logits, maps = self.encoders[name](x, dates, mask, logits=wanted)
         return maps, logits, present
 
-    def draw_dropout(self, inputs: Mapping[str, Tensor], there: dict[str, Tensor]) -> dict[str, Tensor]:
+    def draw_dropout(self, inputs: Mapping[str, Tensor], present: dict[str, Tensor]) -> dict[str, Tensor]:
         """Draw which samples keep which modality.
 
         Args:
             inputs: What is given, by modality.
-            there: Samples that have a modality, (batch,) bool; a modality that is not listed is there throughout.
+            present: Samples that have a modality, (batch,) bool; all have a modality that is not listed.
 
         Returns:
-            Likewise for the samples that keep it: `there` itself outside of training.
+            Likewise for the samples that keep it: `present` itself outside of training.
         """
         if not self.training or not self.spec.modality_dropout or len(inputs) == 1:
-            return there
+            return present
         first = next(iter(inputs.values()))
         rates = [self.spec.modality_dropout.get(name, 0.0) for name in inputs]
         everywhere = torch.ones(first.shape[0], dtype=torch.bool, device=first.device)
-        available = torch.stack([there.get(name, everywhere) for name in inputs], dim=1)
+        available = torch.stack([present.get(name, everywhere) for name in inputs], dim=1)
         kept = draw_kept(torch.tensor(rates, device=first.device), available)
         return dict(zip(inputs, kept.unbind(dim=1), strict=True))
 
-    def _series_logits(self, logits: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Mean over the series that are there, then one 1x1 convolution per task where there are several."""
+    def _series_logits(self, logits: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Mean over the series that are present, then one 1x1 convolution per task where there are several."""
         grid = max((tuple(values.shape[-2:]) for values in logits.values()), key=lambda shape: shape[0])
         stacked = torch.stack([_resize(values, (grid[0], grid[1])) for values in logits.values()])
-        if there:
+        if present:
             everywhere = stacked.new_ones(stacked.shape[1], dtype=torch.bool)
-            weights = torch.stack([there.get(name, everywhere) for name in logits]).to(stacked.dtype)
+            weights = torch.stack([present.get(name, everywhere) for name in logits]).to(stacked.dtype)
             weights = weights / weights.sum(dim=0).clamp(min=1)
             mean = (stacked * weights[:, :, None, None, None]).sum(dim=0)
         else:
@@ -244,7 +296,7 @@ class Network(nn.Module):
         self,
         images: Mapping[str, Features],
         maps: Mapping[str, list[Tensor]],
-        there: Mapping[str, Tensor],
+        present: Mapping[str, Tensor],
         size: Size,
     ) -> dict[str, Tensor]:
         """Fuse and decode on the reference modality's grid."""
@@ -254,11 +306,11 @@ class Network(nn.Module):
             assert reference is not None
             fused = reference
         else:
-            fused = self._fuse(reference, maps, there, size)
+            fused = self._fuse(reference, maps, present, size)
         return {task: self.main_decoders[task](fused) for task in self.spec.tasks}
 
     def _fuse(
-        self, reference: Features | None, maps: Mapping[str, list[Tensor]], there: Mapping[str, Tensor], size: Size
+        self, reference: Features | None, maps: Mapping[str, list[Tensor]], present: Mapping[str, Tensor], size: Size
     ) -> Features:
         assert self.fusion_handler is not None
         if reference is None:
@@ -269,7 +321,7 @@ class Network(nn.Module):
         for level in range(len(result) - start):
             if level in skipped:
                 continue
-            parts = {name: _keep(levels[level], there.get(name)) for name, levels in maps.items()}
+            parts = {name: _keep(levels[level], present.get(name)) for name, levels in maps.items()}
             shape = result[start + level].shape
             result[start + level] = self.fusion_handler(level, parts, (shape[-2], shape[-1]))
         return Features(result, reference.tokens)
@@ -306,20 +358,24 @@ class Network(nn.Module):
         return result
 
 
-def beside_images(options: SeriesOptions, levels: int) -> SeriesOptions:
-    """Return the options of a series next to images of so many feature levels: both lists of widths change.
+def draw_kept(rates: Tensor, available: Tensor) -> Tensor:
+    """Draw Bernoulli per sample and modality, then give samples without any modality one back.
 
-    The widths are powers of two next to evenly spaced numbers around the configured encoder widths.
+    The one given back is drawn in proportion to its chance of being kept (evenly where all rates are 1).
+
+    Args:
+        rates: (modality,) probability of being dropped.
+        available: (batch, modality) bool, what the samples have.
+
+    Returns:
+        (batch, modality) bool; at least one True per sample that has any modality.
     """
-    low, high = min(options.encoder_widths) - 1, max(options.encoder_widths) + 1
-    widths = tuple(2 ** round(log2(int(width))) for width in np.linspace(low, high, levels))
-    return replace(options, encoder_widths=widths, decoder_widths=widths)
-
-
-def series_out_widths(spec: NetworkSpec) -> tuple[int, ...]:
-    """Widths of the last block of a series: the configured ones, ending with the classes of all tasks."""
-    widths = spec.series.out_conv
-    return widths if widths and widths[-1] == spec.n_classes else (*widths, spec.n_classes)
+    kept = available & (torch.rand(available.shape, device=available.device) >= rates)
+    chance = (1 - rates).clamp(min=1e-6) * available
+    chance = torch.where(available.any(dim=1, keepdim=True), chance, torch.ones_like(chance))
+    rescue = torch.multinomial(chance, 1)
+    rescued = torch.zeros_like(kept).scatter(1, rescue, True) & available
+    return torch.where(kept.any(dim=1, keepdim=True), kept, rescued)
 
 
 def _keep(x: Tensor, kept: Tensor | None) -> Tensor:

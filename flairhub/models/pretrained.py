@@ -1,4 +1,4 @@
-"""Pretrained image encoders: ImageNet weights from smp or timm, or from a local file.
+"""Networks with random weights, or with image encoders from ImageNet (through smp or timm) or from a local file.
 
 The only place of the project that may ask the network for weights.
 """
@@ -15,14 +15,33 @@ from torch import Tensor, nn
 
 from flairhub.errors import WeightsError
 from flairhub.models.arch import Arch, create_encoder
-from flairhub.models.files import read_tensors
 from flairhub.models.network import Network
+from flairhub.models.network_spec import NetworkSpec
 from flairhub.models.published import resize_table
+from flairhub.models.weights_files import read_tensors
 
 logger = logging.getLogger(__name__)
 
 _SOURCE_CHANNEL = {"copy_first": 0, "copy_second": 1, "copy_third": 2}
 _RGB = 3
+
+
+def build_network(spec: NetworkSpec, pretrained: bool | str | Path = False) -> Network:
+    """Build a network with random weights, or with pretrained image encoders.
+
+    Args:
+        spec: What to build.
+        pretrained: False: random weights, never any access to the network. True: ImageNet weights of the image
+            encoders through smp or timm, from the hub or its cache. A path: a local file of encoder weights.
+
+    Raises:
+        UsageError: The architecture does not exist.
+        WeightsError: Pretrained weights cannot be had.
+    """
+    network = Network(spec)
+    if pretrained and spec.images:
+        load_pretrained(network, None if pretrained is True else Path(pretrained))
+    return network
 
 
 def load_pretrained(network: Network, file: Path | None) -> None:
@@ -46,7 +65,7 @@ def load_pretrained(network: Network, file: Path | None) -> None:
         encoder.load_state_dict(adapted)
 
 
-def adapt(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], mode: str) -> dict[str, Tensor]:
+def adapt(weights: Mapping[str, Tensor], target: Mapping[str, Tensor], mode: str) -> dict[str, Tensor]:
     """Fit RGB encoder weights to an encoder of another number of channels and another image size.
 
     First convolutions of one channel sum the RGB filters and of two take the first two, scaled to keep the range of
@@ -55,7 +74,7 @@ def adapt(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], mode: str) -
 
     Args:
         weights: Tensors of the RGB encoder.
-        own: Tensors of the encoder to fill.
+        target: Tensors of the encoder to fill.
         mode: `copy_first`, `copy_second`, `copy_third` or `random`.
 
     Returns:
@@ -65,22 +84,22 @@ def adapt(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], mode: str) -
         WeightsError: A tensor is missing or cannot be fitted.
     """
     result: dict[str, Tensor] = {}
-    for name, target in own.items():
+    for name, tensor in target.items():
         if name not in weights:
             if name.endswith("num_batches_tracked"):
-                result[name] = target
+                result[name] = tensor
                 continue
             raise WeightsError(f"pretrained encoder: tensor {name!r} is missing. Are the weights of this encoder?")
         value = weights[name]
-        if value.shape == target.shape:
+        if value.shape == tensor.shape:
             result[name] = value
-        elif name.endswith("relative_position_bias_table") and value.shape[1:] == target.shape[1:]:
-            result[name] = resize_table(value, target.shape[0])
-        elif value.ndim == 4 and value.shape[1] == _RGB and value.shape[0] == target.shape[0]:
-            result[name] = _fit_channels(value, target, mode)
+        elif name.endswith("relative_position_bias_table") and value.shape[1:] == tensor.shape[1:]:
+            result[name] = resize_table(value, tensor.shape[0])
+        elif value.ndim == 4 and value.shape[1] == _RGB and value.shape[0] == tensor.shape[0]:
+            result[name] = _fit_channels(value, tensor, mode)
         else:
             raise WeightsError(
-                f"pretrained encoder: {name}: got {list(value.shape)}, expected {list(target.shape)}. "
+                f"pretrained encoder: {name}: got {list(value.shape)}, expected {list(tensor.shape)}. "
                 "Are the weights of this encoder?"
             )
     return result

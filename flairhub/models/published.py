@@ -15,11 +15,11 @@ from torch.nn import functional as F
 
 from flairhub.errors import UsageError, WeightsError
 from flairhub.models.arch import parse_arch
+from flairhub.models.decoders import UPerNetDecoder
 from flairhub.models.encoders import ImageEncoder
-from flairhub.models.files import read_tensors
 from flairhub.models.network import Network
-from flairhub.models.spec import NetworkSpec
-from flairhub.models.upernet import UPerNetDecoder
+from flairhub.models.network_spec import NetworkSpec
+from flairhub.models.weights_files import read_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def read_published(
     partial: bool = False,
     fit_sizes: bool = True,
 ) -> tuple[Network, Accounting]:
-    """Build a network with the weights of a `.safetensors`, `.ckpt` or `.pth` file.
+    """Build a network with the weights of a weights file, one of `WEIGHTS_SUFFIXES`.
 
     Args:
         path: The file; names may carry a `model.` prefix.
@@ -167,13 +167,13 @@ def _with_fitting_sizes(spec: NetworkSpec, tensors: Mapping[str, Tensor]) -> Net
     sizes = dict(spec.sizes)
     for image in spec.images:
         prefix = f"encoders.{image}.seg_model."
-        found = {k.removeprefix(prefix): v.shape for k, v in tensors.items() if k.startswith(prefix)}
-        found = {name: shape for name, shape in found.items() if name.endswith(_POSITION_TABLE)}
-        windows = {(isqrt(shape[0]) + 1) // 2 for shape in found.values()}
+        tables = {k.removeprefix(prefix): v.shape for k, v in tensors.items() if k.startswith(prefix)}
+        tables = {name: shape for name, shape in tables.items() if name.endswith(_POSITION_TABLE)}
+        windows = {(isqrt(shape[0]) + 1) // 2 for shape in tables.values()}
         stages = [window * stride for window in windows for stride in _STRIDES]
         candidates = [spec.sizes[image], *sorted(set(stages), reverse=True)]
-        for size in candidates if found else ():
-            if _table_shapes(spec, image, size) == found:
+        for size in candidates if tables else ():
+            if _table_shapes(spec, image, size) == tables:
                 sizes[image] = size
                 break
     return replace(spec, sizes=sizes)
@@ -189,39 +189,39 @@ def _table_shapes(spec: NetworkSpec, image: str, size: int) -> dict[str, torch.S
 
 
 def _assign(network: Network, tensors: Mapping[str, Tensor], reinit_heads: bool, dry_run: bool = False) -> Accounting:
-    own = network.state_dict()
-    tensors = _renamed(network, own, tensors)
+    target = network.state_dict()
+    tensors = _renamed(network, target, tensors)
     accounting = Accounting()
     values: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if name not in own:
+        if name not in target:
             reason = _unused(network, name)
             if reason:
                 accounting.unused[name] = reason
             else:
                 accounting.unexpected.append(name)
-        elif tensor.shape == own[name].shape:
+        elif tensor.shape == target[name].shape:
             values[name] = tensor
             accounting.matched.append(name)
-        elif name.endswith(_POSITION_TABLE) and tensor.shape[1:] == own[name].shape[1:]:
-            values[name] = resize_table(tensor, own[name].shape[0])
+        elif name.endswith(_POSITION_TABLE) and tensor.shape[1:] == target[name].shape[1:]:
+            values[name] = resize_table(tensor, target[name].shape[0])
             accounting.reshaped.append(name)
-        elif reinit_heads and _replaceable(name, tensor.shape, own[name].shape):
+        elif reinit_heads and _replaceable(name, tensor.shape, target[name].shape):
             accounting.reinitialised.append(name)
         else:
-            accounting.mismatched.append((name, tuple(tensor.shape), tuple(own[name].shape)))
-    for name in own:
+            accounting.mismatched.append((name, tuple(tensor.shape), tuple(target[name].shape)))
+    for name in target:
         if name in tensors or name.endswith("num_batches_tracked"):
             continue
         (accounting.reinitialised if reinit_heads and _is_head(name) else accounting.missing).append(name)
     if not dry_run:
         with torch.no_grad():
             for name, value in values.items():
-                own[name].copy_(value)
+                target[name].copy_(value)
     return accounting
 
 
-def _renamed(network: Network, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _renamed(network: Network, target: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Names of smp 0.4 in the terms of the installed smp."""
     deeplab = network.arch is not None and network.arch.decoder == "deeplabv3"
     flat = {  # encoders that smp 0.5 moved onto timm's own, one level deeper
@@ -229,7 +229,7 @@ def _renamed(network: Network, own: Mapping[str, Tensor], tensors: Mapping[str, 
         for image in network.spec.images
         if all(
             name.startswith(f"encoders.{image}.seg_model.model.")
-            for name in own
+            for name in target
             if name.startswith(f"encoders.{image}.")
         )
     }
@@ -240,7 +240,7 @@ def _renamed(network: Network, own: Mapping[str, Tensor], tensors: Mapping[str, 
                 name = name.replace(f".seg_model.{old}", f".seg_model.{new}")
         for prefix in flat:
             deeper = f"{prefix}model.{name.removeprefix(prefix)}".replace(".stages.", ".stages_")
-            if name.startswith(prefix) and name not in own and deeper in own:
+            if name.startswith(prefix) and name not in target and deeper in target:
                 name = deeper
         result[name] = tensor
     return result
@@ -301,24 +301,24 @@ def _is_head(name: str) -> bool:
     return name.startswith(("main_decoders.", "aux_decoders.")) or bool(re.match(r"encoders\..+?\.out_conv\.", name))
 
 
-def _replaceable(name: str, found: torch.Size, expected: torch.Size) -> bool:
-    return _is_head(name) or _other_channels(name, found, expected)
+def _replaceable(name: str, given: torch.Size, expected: torch.Size) -> bool:
+    return _is_head(name) or _other_channels(name, given, expected)
 
 
-def _other_channels(name: str, found: torch.Size, expected: torch.Size) -> bool:
+def _other_channels(name: str, given: torch.Size, expected: torch.Size) -> bool:
     """True for a first convolution of another number of input channels."""
-    same_rest = found[:1] == expected[:1] and found[2:] == expected[2:]
-    return name.startswith("encoders.") and len(found) == 4 and len(expected) == 4 and same_rest
+    same_rest = given[:1] == expected[:1] and given[2:] == expected[2:]
+    return name.startswith("encoders.") and len(given) == 4 and len(expected) == 4 and same_rest
 
 
 def _explain(path: Path, accounting: Accounting, spec: NetworkSpec) -> str:
     lines = [f"{path}: the weights do not fit the network ({spec.arch if spec.images else 'series only'})."]
-    for name, found, expected in accounting.mismatched[:5]:
-        line = f"{name}: got {list(found)}, expected {list(expected)}"
+    for name, given, expected in accounting.mismatched[:5]:
+        line = f"{name}: got {list(given)}, expected {list(expected)}"
         if _is_head(name):
             line += " (another number of classes"
-        elif _other_channels(name, torch.Size(found), torch.Size(expected)):
-            line += f" (trained with {found[1]} channels, the configuration selects {expected[1]}"
+        elif _other_channels(name, torch.Size(given), torch.Size(expected)):
+            line += f" (trained with {given[1]} channels, the configuration selects {expected[1]}"
         else:
             lines.append(line + ".")
             continue

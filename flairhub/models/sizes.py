@@ -14,8 +14,8 @@ from flairhub.baselines import BASELINES, RECIPE, Baseline
 from flairhub.models.arch import Arch
 from flairhub.models.encoders import ImageEncoder
 from flairhub.models.network import Network
+from flairhub.models.network_spec import NetworkSpec
 from flairhub.models.published import read_weights
-from flairhub.models.spec import NetworkSpec
 from flairhub.tasks import default_task
 
 

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from flairhub.training.evaluation import evaluate
-from flairhub.training.run import TrainResult, train
+from flairhub.training.phases import TrainResult, train
 
 __all__ = ["TrainResult", "evaluate", "train"]

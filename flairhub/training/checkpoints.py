@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from flairhub.errors import TrainingError, WeightsError
-from flairhub.training.folder import write_atomically
 from flairhub.training.module import STATE_KEY
+from flairhub.training.run_folder import write_atomically
 
 PREFIX = "model."
 
@@ -88,15 +88,14 @@ def load_weights(network: nn.Module, path: Path) -> None:
 def strip_optimizer(path: Path) -> None:
     """Rewrite a checkpoint with weights only."""
     content = read_checkpoint(path)
-    kept = {
-        name: value for name, value in content.items() if name not in ("optimizer_states", "lr_schedulers", "loops")
-    }
-    if STATE_KEY in kept:
-        kept[STATE_KEY] = {name: value for name, value in kept[STATE_KEY].items() if name != "learning_weights"}
+    for name in ("optimizer_states", "lr_schedulers", "loops"):
+        content.pop(name, None)
+    if STATE_KEY in content:
+        content[STATE_KEY].pop("learning_weights", None)
 
     def write(partial: Path) -> None:
         # To a stream: to a path torch would write the temporary name into the file.
         with partial.open("wb") as stream:
-            torch.save(kept, stream)
+            torch.save(content, stream)
 
     write_atomically(path, write)

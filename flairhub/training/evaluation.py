@@ -9,11 +9,11 @@ from flairhub.config import TrainConfig, resolved_yaml
 from flairhub.cube import Cube, open_cube
 from flairhub.errors import OutputExistsError, UsageError
 from flairhub.progress import Progress, silent
-from flairhub.training.folder import RunFolder, write_text
 from flairhub.training.metrics import metrics_report, write_report
+from flairhub.training.phases import TrainResult
 from flairhub.training.predict import count_rasters
-from flairhub.training.run import TrainResult
-from flairhub.training.setup import read_setup
+from flairhub.training.run_folder import RunFolder, write_text
+from flairhub.training.training_plan import training_plan
 from flairhub.version import __version__
 
 
@@ -43,7 +43,7 @@ def evaluate(
         OutputExistsError: `output` holds scores and `overwrite` is False.
         DataError: Rasters are missing, unreadable or do not fit the labels; the message lists them all.
     """
-    setup, source = read_setup(config), Path(predictions)
+    plan, source = training_plan(config), Path(predictions)
     folder = RunFolder(source / "scores" if output is None else Path(output))
     if not source.is_dir():
         raise UsageError(f"{source}: is no folder. Give the folder of the prediction rasters.")
@@ -53,13 +53,13 @@ def evaluate(
     if place is None:
         raise UsageError("no cube: give --cube or paths.cube, where the labels are.")
     opened = place if isinstance(place, Cube) else open_cube(place)
-    folders = {task.label: source / task.label if (source / task.label).is_dir() else source for task in setup.tasks}
+    folders = {task.label: source / task.label if (source / task.label).is_dir() else source for task in plan.tasks}
     start = perf_counter()
-    sums = count_rasters(setup, opened, folders, progress)
-    identity = {"config_sha256": setup.config_hash, "flairhub_version": __version__}
-    report = metrics_report(sums, setup.objectives, split="test", **identity)
+    sums = count_rasters(plan, opened, folders, progress)
+    identity = {"config_sha256": plan.config_hash, "flairhub_version": __version__}
+    report = metrics_report(sums, plan.objectives, split="test", **identity)
     write_text(folder.config, resolved_yaml(config))
-    write_report(folder, report, sums, setup.objectives, opened.patch_ids)
+    write_report(folder, report, sums, plan.objectives, opened.patch_ids)
     return TrainResult(
         folder.root,
         Path(str(opened.path)),

@@ -23,8 +23,8 @@ from flairhub.confusion import (
     published_report,
     strict_report,
 )
-from flairhub.training.folder import RunFolder, write_atomically, write_text
 from flairhub.training.losses import TaskObjective
+from flairhub.training.run_folder import RunFolder, write_atomically, write_text
 
 FORMAT = 1
 """Version of metrics.json."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flairhub.config import Hyperparams, PreProcessings, Saving
 from flairhub.confusion import strict_scores
 from flairhub.data import (
     Batch,
@@ -24,50 +26,16 @@ from flairhub.data import (
     prepare_batch,
 )
 from flairhub.errors import TrainingError
-from flairhub.training.average import WeightAverage
-from flairhub.training.forward import batch_confusion, network_output
+from flairhub.models import Network
 from flairhub.training.log_images import triptych
+from flairhub.training.logits import batch_confusion, network_output
 from flairhub.training.losses import ClassLoss, Criterion, class_loss, present_target
-from flairhub.training.optimizers import OptimizerChoice
-from flairhub.training.schedules import Plateau, Schedule
+from flairhub.training.optimizers import Plateau, Schedule, build_optimizer, update_mean
 
 logger = logging.getLogger(__name__)
 
 STATE_KEY = "flairhub"
 """Where a checkpoint keeps what is ours: network, plateau state, history, counters."""
-
-
-@dataclass(frozen=True)
-class LearningPlan:
-    """Everything a training needs besides network and data.
-
-    Attributes:
-        preparations: By modality, the ones the loaders were made with.
-        optimizer: Which optimizer.
-        schedule: Learning rate by step.
-        patch_ids: Ids by cube position, for messages.
-        augment: Apply the symmetries of the square to training patches.
-        brightness: Largest change of brightness of training images, in standard deviations.
-        contrast: Largest relative change of their contrast.
-        seed: Seed of augmentation, dropout and modality dropout.
-        ema: Decay of the running mean of the weights, which is what is validated and kept; 0 = off.
-        log_every: Steps between two entries in the log.
-        log_images: Validation patches drawn in the log after every epoch.
-        network: JSON of the network's spec, kept in checkpoints to refuse those of another one.
-    """
-
-    preparations: Mapping[str, Preparation]
-    optimizer: OptimizerChoice
-    schedule: Schedule
-    patch_ids: list[str] = field(repr=False)
-    augment: bool = False
-    brightness: float = 0.0
-    contrast: float = 0.0
-    seed: int = 0
-    ema: float = 0.0
-    log_every: int = 10
-    log_images: int = 0
-    network: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -92,17 +60,49 @@ class SegmentationModule(pl.LightningModule):
         model: The network; its weights have the prefix `model.` in checkpoints, as in the published ones.
         history: One entry per finished epoch: step, losses, scores, learning rate.
         skipped_batches: Training batches without any pixel that counts.
-        average: Running mean of the weights; None without.
+        mean_updates: Steps in the running mean of the weights.
     """
 
-    def __init__(self, network: nn.Module, criterion: Criterion, plan: LearningPlan):
-        """Wrap a network; nothing is computed."""
+    def __init__(
+        self,
+        network: Network,
+        criterion: Criterion,
+        preparations: Mapping[str, Preparation],
+        steps: int,
+        patch_ids: Sequence[str],
+        hyperparams: Hyperparams,
+        augmentation: PreProcessings,
+        saving: Saving,
+    ):
+        """Wrap a network; nothing is computed.
+
+        Args:
+            network: The network.
+            criterion: Its loss.
+            preparations: By modality, the ones the loaders were made with.
+            steps: Optimizer steps of the whole run, those before a resume included.
+            patch_ids: Ids by cube position, for messages.
+            hyperparams: Optimizer, schedule, seed, running mean.
+            augmentation: Symmetries, brightness and contrast of training patches.
+            saving: Steps between two entries in the log, validation patches drawn in it.
+        """
         super().__init__()
-        self.model, self.criterion, self.plan = network, criterion, plan
+        self.model, self.criterion, self.preparations = network, criterion, preparations
+        self.hyperparams, self.augmentation, self.saving = hyperparams, augmentation, saving
+        self.patch_ids = patch_ids
+        self.schedule = Schedule(
+            hyperparams.scheduler,
+            hyperparams.learning_rate,
+            steps,
+            hyperparams.warmup_fraction,
+            hyperparams.plateau_patience,
+        )
         self.plateau = Plateau()
         self.history: list[dict[str, Any]] = []
         self.skipped_batches = 0
-        self.average = WeightAverage(network, plan.ema) if plan.ema else None
+        # In a tuple, so that neither checkpoints nor DDP take the copy for a part of the module.
+        self._mean = (deepcopy(network).eval().requires_grad_(False),) if hyperparams.ema else ()
+        self.mean_updates = 0
         self._loss_sum, self._loss_count = 0.0, 0
         self._reduced = False
         self._unchecked: list[tuple[Tensor, Tensor]] = []
@@ -113,31 +113,35 @@ class SegmentationModule(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimizer; its rate is set before every step."""
         fused = self.device.type == "cpu" and self.trainer.precision == "32-true"
-        return self.plan.optimizer.build([p for p in self.model.parameters() if p.requires_grad], fused)
+        hyper, parameters = self.hyperparams, [p for p in self.model.parameters() if p.requires_grad]
+        return build_optimizer(
+            hyper.optimizer, parameters, hyper.learning_rate, hyper.optim_weight_decay, hyper.optim_betas, fused
+        )
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Step:
         """Look at the labels while they are on the CPU, then move, normalise and augment on the device."""
-        plan, codes, photometric = self.plan, None, None
+        codes, photometric, seed = None, None, self.hyperparams.seed
         if self.trainer.training:
-            if plan.augment:
-                codes = dihedral_codes(batch.index.numpy(), plan.seed, self.current_epoch)
-            if plan.brightness or plan.contrast:
-                photometric = Photometric(plan.brightness, plan.contrast, plan.seed, self.current_epoch)
+            if self.augmentation.use_augmentation:
+                codes = dihedral_codes(batch.index.numpy(), seed, self.current_epoch)
+            brightness, contrast = self.augmentation.augmentation_brightness, self.augmentation.augmentation_contrast
+            if brightness or contrast:
+                photometric = Photometric(brightness, contrast, seed, self.current_epoch)
         has_weight = self.criterion.has_weight(batch.targets)
-        prepared = prepare_batch(batch, plan.preparations, device, codes, photometric)
+        prepared = prepare_batch(batch, self.preparations, device, codes, photometric)
         return Step(prepared, has_weight, batch.waited_s)
 
     def on_fit_start(self) -> None:
         """Let processes share what their losses are divided by, and move the running mean to the device."""
         if self.trainer.world_size > 1:
             self.criterion.share = lambda value: self.trainer.strategy.reduce(value.detach(), reduce_op="mean")  # type: ignore[assignment,return-value]
-        if self.average is not None:
-            self.average.network.to(self.device)
+        for mean in self._mean:
+            mean.to(self.device)
 
     @property
     def evaluated(self) -> nn.Module:
         """The network that is validated and kept: the running mean where there is one."""
-        return self.model if self.average is None else self.average.network
+        return self._mean[0] if self._mean else self.model
 
     # --- training
 
@@ -150,17 +154,18 @@ class SegmentationModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Step, batch_idx: int) -> None:
         """Set learning rate and random state: both follow from step and batch, so resuming needs neither."""
-        rate = self.plan.schedule.rate(self.trainer.global_step, self.plateau)
+        rate = self.schedule.rate(self.trainer.global_step, self.plateau)
         for group in self.optimizers(use_pl_optimizer=False).param_groups:  # type: ignore[union-attr]
             group["lr"] = rate
         number = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
-        torch.manual_seed(step_seed(self.plan.seed, number, self.global_rank))
+        torch.manual_seed(step_seed(self.hyperparams.seed, number, self.global_rank))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then take the new weights into the running mean."""
         super().optimizer_step(*args, **kwargs)
-        if self.average is not None:
-            self.average.update(self.model)
+        for mean in self._mean:
+            update_mean(mean, self.model, self.hyperparams.ema, self.mean_updates)
+            self.mean_updates += 1
 
     def training_step(self, batch: Step, batch_idx: int) -> Tensor | None:
         """Return the loss, or None for a batch in which no pixel counts."""
@@ -173,7 +178,7 @@ class SegmentationModule(pl.LightningModule):
         logits, aux = network_output(self.model, prepared, aux=True)
         loss, parts = self.criterion(logits, aux, prepared.targets, prepared.present)
         self._unchecked.append((loss.detach(), prepared.index))
-        if self.device.type == "cpu" or len(self._unchecked) >= self.plan.log_every:
+        if self.device.type == "cpu" or len(self._unchecked) >= self.saving.progress_rate:
             self._check_losses()
         self._log_step(batch, loss, parts)
         return loss
@@ -187,7 +192,7 @@ class SegmentationModule(pl.LightningModule):
         for loss, index in self._unchecked:
             value = float(loss)
             if not np.isfinite(value):
-                ids = ", ".join(self.plan.patch_ids[i] for i in index.tolist())
+                ids = ", ".join(self.patch_ids[i] for i in index.tolist())
                 raise TrainingError(
                     f"epoch {self.current_epoch}: the loss is {value} for the batch of patches {ids}. Checkpoints of "
                     "earlier epochs are kept. Lower hyperparams.learning_rate or look at these patches."
@@ -197,11 +202,11 @@ class SegmentationModule(pl.LightningModule):
 
     def _log_step(self, batch: Step, loss: Tensor, parts: Mapping[str, Tensor]) -> None:
         step, now = self.trainer.global_step, perf_counter()
-        if step % self.plan.log_every == 0 and self.logger is not None:
+        if step % self.saving.progress_rate == 0 and self.logger is not None:
             elapsed = max(now - self._last_start, 1e-9)
             values = {
                 "train/loss_step": float(loss.detach()),
-                "lr": self.plan.schedule.rate(step, self.plateau),
+                "lr": self.schedule.rate(step, self.plateau),
                 "loader_wait": batch.waited_s,
                 "samples_per_s": len(batch.batch) * self.trainer.world_size / elapsed,
                 **{f"train/{name}": float(value) for name, value in parts.items()},
@@ -236,13 +241,13 @@ class SegmentationModule(pl.LightningModule):
 
     def _draw(self, batch: PreparedBatch, logits: Mapping[str, Tensor]) -> None:
         """Put input, truth and prediction of the first patches into the log."""
-        if not self.plan.log_images or self.logger is None or self.global_rank:
+        if not self.saving.log_images or self.logger is None or self.global_rank:
             return
         for objective in self.criterion.objectives:
             name = objective.task.label
-            for i in range(min(self.plan.log_images, len(batch))):
+            for i in range(min(self.saving.log_images, len(batch))):
                 picture = triptych(batch, i, logits[name][i].argmax(dim=0), objective.task)
-                tag = f"val/{name}/{self.plan.patch_ids[int(batch.index[i])]}"
+                tag = f"val/{name}/{self.patch_ids[int(batch.index[i])]}"
                 writer: Any = self.logger.experiment  # type: ignore[attr-defined]
                 writer.add_image(tag, picture, self.trainer.global_step, dataformats="HWC")
 
@@ -254,7 +259,7 @@ class SegmentationModule(pl.LightningModule):
         """Turn the sums of all batches and ranks into scores; update the plateau rule and the history."""
         self._reduce_sums()
         entry: dict[str, Any] = {"epoch": self.current_epoch, "step": self.trainer.global_step}
-        entry["lr"] = self.plan.schedule.rate(max(self.trainer.global_step - 1, 0), self.plateau)
+        entry["lr"] = self.schedule.rate(max(self.trainer.global_step - 1, 0), self.plateau)
         entry["train_loss"] = self._loss_sum / self._loss_count if self._loss_count else float("nan")
         entry["val_loss"] = self._validation_loss()
         mious = []
@@ -270,7 +275,7 @@ class SegmentationModule(pl.LightningModule):
                 "validation: no pixel of the validation patches has a class with weight. Choose other patches in "
                 "paths.val_csv or look at labels_configs.value_weights."
             )
-        self.plateau = self.plan.schedule.after_validation(self.trainer.global_step, entry["val_loss"], self.plateau)
+        self.plateau = self.schedule.after_validation(self.trainer.global_step, entry["val_loss"], self.plateau)
         self.history = [*self.history, entry]
         names = ("train_loss", "val_loss", "val_miou", *(key for key in entry if key.startswith("val_miou/")))
         self.log_dict({name: entry[name] for name in names}, prog_bar=False, sync_dist=False)
@@ -330,19 +335,19 @@ class SegmentationModule(pl.LightningModule):
         if self.trainer.world_size > 1 and not self._reduced:
             sums = self.trainer.strategy.reduce(sums, reduce_op="sum")  # type: ignore[assignment]
         checkpoint[STATE_KEY] = {
-            "network": dict(self.plan.network),
+            "network": self.model.spec.to_json(),
             "plateau": self.plateau.to_json(),
             "history": self.history,
             "skipped_batches": self.skipped_batches,
             "loss_sum": float(sums[0]),
             "loss_count": int(sums[1]),
         }
-        if self.average is not None:
+        if self._mean:
             # `model.` holds what was validated, so that whoever loads the file gets the network that was scored.
             weights = checkpoint["state_dict"]
             learning = {name: value for name, value in weights.items() if name.startswith("model.")}
-            weights |= {f"model.{name}": value for name, value in self.average.state().items()}
-            checkpoint[STATE_KEY] |= {"learning_weights": learning, "ema_updates": self.average.updates}
+            weights |= {f"model.{name}": value for name, value in self.evaluated.state_dict().items()}
+            checkpoint[STATE_KEY] |= {"learning_weights": learning, "ema_updates": self.mean_updates}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take back what `on_save_checkpoint` added."""
@@ -352,12 +357,12 @@ class SegmentationModule(pl.LightningModule):
         self.skipped_batches = int(state["skipped_batches"])
         if self.global_rank == 0:
             self._loss_sum, self._loss_count = float(state["loss_sum"]), int(state["loss_count"])
-        if self.average is not None and "learning_weights" in state:
+        if self._mean and "learning_weights" in state:
             scored = {
                 n.removeprefix("model."): v for n, v in checkpoint["state_dict"].items() if n.startswith("model.")
             }
-            self.average.network.load_state_dict(scored)
-            self.average.updates = int(state["ema_updates"])
+            self.evaluated.load_state_dict(scored)
+            self.mean_updates = int(state["ema_updates"])
         if "learning_weights" in state:
             checkpoint["state_dict"] |= state["learning_weights"]
 

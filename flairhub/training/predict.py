@@ -21,10 +21,9 @@ from flairhub.geo import GeoBox
 from flairhub.models import Network, load_model, load_published
 from flairhub.progress import Progress, silent
 from flairhub.tasks import IGNORE_INDEX, Task
-from flairhub.training.fit import resolve_precision
-from flairhub.training.forward import mean_probabilities, network_output
-from flairhub.training.setup import Setup
-from flairhub.training.splits import split_indices
+from flairhub.training.logits import mean_probabilities, network_output
+from flairhub.training.trainer import resolve_precision
+from flairhub.training.training_plan import TrainingPlan
 
 if TYPE_CHECKING:
     from flairhub.cube import Cube
@@ -93,17 +92,17 @@ def _autocast(device: torch.device | str, precision: str) -> Any:
     return torch.autocast(torch.device(device).type, dtype=kinds[precision])
 
 
-def load_for_prediction(setup: Setup) -> Network:
+def load_for_prediction(plan: TrainingPlan) -> Network:
     """Return the network of the bundle, or the configured one with the weights of a file."""
-    assert setup.checkpoint is not None
-    path = setup.checkpoint
+    path = plan.config.paths.ckpt_model_path
+    assert path is not None
     if not path.is_dir():
-        return load_published(path, setup.spec)
+        return load_published(path, plan.spec)
     model = load_model(path)
     for what, trained, configured in (
-        ("inputs", dict(model.spec.inputs), dict(setup.spec.inputs)),
-        ("tasks", dict(model.spec.tasks), dict(setup.spec.tasks)),
-        ("preparation", model.preparations, dict(setup.preparations)),
+        ("inputs", dict(model.spec.inputs), dict(plan.spec.inputs)),
+        ("tasks", dict(model.spec.tasks), dict(plan.spec.tasks)),
+        ("preparation", model.preparations, dict(plan.preparations)),
     ):
         if trained != configured:
             differing = sorted(name for name in {*trained, *configured} if trained.get(name) != configured.get(name))
@@ -122,38 +121,39 @@ def processes() -> tuple[int, int]:
     return 0, 1
 
 
-def predict_split(setup: Setup, cube: Cube, network: Network, progress: Progress) -> ConfusionSums:
+def predict_split(plan: TrainingPlan, cube: Cube, network: Network, progress: Progress) -> ConfusionSums:
     """Predict the test patches, write and count them; processes share the patches.
 
     Returns:
         Sums of all patches in the first process, of its share of the patches in the others.
     """
     rank, world_size = processes()
-    indices = split_indices(cube, "test", setup.csvs["test"])
-    device = "cuda" if setup.fit.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
-    precision = resolve_precision(setup.fit.precision, "gpu" if device == "cuda" else "cpu")
-    loader: BatchLoader = setup.loader(cube, indices, pin_memory=device == "cuda", rank=rank, world_size=world_size)
+    indices = plan.split(cube, "test")
+    hardware = plan.config.hardware
+    device = "cuda" if hardware.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+    precision = resolve_precision(hardware.precision, "gpu" if device == "cuda" else "cpu")
+    loader: BatchLoader = plan.loader(cube, indices, pin_memory=device == "cuda", rank=rank, world_size=world_size)
     if rank == 0:
-        setup.folder.clear_predictions(setup.tasks)
+        plan.folder.clear_predictions(plan.tasks)
     if world_size > 1:
         distributed.barrier()
-    sums = ConfusionSums(setup.tasks)
+    sums = ConfusionSums(plan.tasks)
     for prediction in predict_patches(
         network,
         loader,
-        setup.preparations,
+        plan.preparations,
         device=device,
         precision=precision,
-        augment=setup.phases.augment,
+        augment=plan.config.tasks.test_time_augmentation,
         progress=progress if rank == 0 else silent,
     ):
         domain = str(cube.patches.domain[prediction.index])
-        for task in setup.tasks:
+        for task in plan.tasks:
             name, classes = task.label, prediction.classes[task.label]
             sums.add(name, prediction.index, domain, prediction.truth[name], classes)
-            if setup.phases.write_files:
-                path = setup.folder.predictions(task) / patch_file(cube, prediction.index, name)
-                grid = label_grid(cube, prediction.index, name) if setup.phases.georeference else None
+            if plan.config.tasks.write_files:
+                path = plan.folder.predictions(task) / patch_file(cube, prediction.index, name)
+                grid = label_grid(cube, prediction.index, name) if plan.config.tasks.georeferencing_output else None
                 write_class_raster(path, classes, task, grid)
     return _gathered(sums, rank, world_size)
 
@@ -183,11 +183,13 @@ def label_grid(cube: Cube, index: int, label: str) -> GeoBox:
     return GeoBox(table.crs_wkt, float(table.x_min[index]), float(table.y_max[index]), x_res, y_res, height, width)
 
 
-def count_rasters(setup: Setup, cube: Cube, folders: Mapping[str, Path], progress: Progress = silent) -> ConfusionSums:
+def count_rasters(
+    plan: TrainingPlan, cube: Cube, folders: Mapping[str, Path], progress: Progress = silent
+) -> ConfusionSums:
     """Count prediction rasters of the test patches that exist already.
 
     Args:
-        setup: Says which patches and tasks.
+        plan: Says which patches and tasks.
         cube: Holds the truth.
         folders: By task, where its rasters are.
         progress: Called with the number of finished patches.
@@ -195,7 +197,7 @@ def count_rasters(setup: Setup, cube: Cube, folders: Mapping[str, Path], progres
     Raises:
         DataError: Rasters are missing, unreadable or do not fit the labels; the message lists them all.
     """
-    indices, tasks = split_indices(cube, "test", setup.csvs["test"]), setup.tasks
+    indices, tasks = plan.split(cube, "test"), plan.tasks
     sums, problems = ConfusionSums(tasks), []
     for done, index in enumerate(indices.tolist(), start=1):
         for task in tasks:

@@ -266,7 +266,7 @@ def test_attributes_are_the_keys(train, zonal):
     assert [task.name for task in mapped.active_tasks] == ["AERIAL_LABEL-COSIA"]
 
 
-@pytest.mark.parametrize("weights", ["a.safetensors", "b.ckpt", "C.PTH"])
+@pytest.mark.parametrize("weights", ["a.safetensors", "b.ckpt", "C.PTH", "d.pt", "e.bin"])
 def test_weights_files_are_no_bundles(zonal, weights):
     assert not zonal_config_from_dict(zonal | {"model_weights": weights}).is_bundle
     assert zonal_config_from_dict(zonal | {"model_weights": "best.bundle"}).is_bundle

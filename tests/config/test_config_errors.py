@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from flairhub.config import load_train_config, train_config_from_dict
-from flairhub.config.support import NOT_YET, NotYet
 from flairhub.errors import ConfigError
 from tests.helpers.config_values import train_values
 
@@ -265,7 +264,7 @@ def test_single_problem(changes, expected):
         ({f"{UTAE}.agg_mode": "sum"}, f"{UTAE}.agg_mode: got 'sum', expected one of 'att_group', 'att_mean', 'mean'."),
         (
             {"saving.ckpt_monitor": "miou"},
-            "saving.ckpt_monitor: got 'miou', expected a logged value: val_miou, val_loss or train_loss.",
+            "saving.ckpt_monitor: got 'miou', expected one of val_miou, val_loss, train_loss, val_miou/",
         ),
         (
             {"saving.ckpt_monitor_mode": "max"},
@@ -374,15 +373,3 @@ def test_no_path_is_opened(train, tmp_path):
     train["paths"] |= {"train_csv": str(folder / "a.csv"), "out_folder": str(folder)}
     train_config_from_dict(train)
     assert not folder.exists()
-
-
-def test_not_yet_is_refused_by_name(train, monkeypatch):
-    entry = NotYet(lambda value: value != "reflect", "write reflect.")
-    monkeypatch.setitem(NOT_YET, "models.multitemp_model.padding_mode", entry)
-    train_config_from_dict(train)
-    train["models"]["multitemp_model"]["padding_mode"] = "zeros"
-    with pytest.raises(ConfigError) as error:
-        train_config_from_dict(train)
-    assert error.value.problems == (
-        "models.multitemp_model.padding_mode: 'zeros' is not implemented yet: write reflect.",
-    )

@@ -17,7 +17,7 @@ from flairhub.timeseries import SeriesPreparation
 from tests.helpers.zone_makers import MadeZone
 
 ARCH = "mobilenetv3_small_050-linknet"
-SERIES = SeriesOptions((8, 8, 8), (8, 8, 8), (8, 19), n_head=4, d_model=16)
+SERIES = SeriesOptions(encoder_widths=(8, 8, 8), decoder_widths=(8, 8, 8), out_conv=(8, 19), n_head=4, d_model=16)
 
 
 def make_bundle(

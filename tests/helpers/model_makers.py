@@ -24,7 +24,7 @@ CHANNELS = dict(zip(INPUTS, (3, 1, 2, 3, 10, 2, 2), strict=True))
 CLASSES = {"AERIAL_LABEL-COSIA": 19, "ALL_LABEL-LPIS": 23}
 LC, LPIS = CLASSES
 GOLDEN_DATES = {"SENTINEL2_TS": 7, "SENTINEL1-ASC_TS": 5, "SENTINEL1-DESC_TS": 4}
-SMALL_SERIES = SeriesOptions((16, 16), (16, 16), (16, 19), n_head=4, d_model=16)
+SMALL_SERIES = SeriesOptions(encoder_widths=(16, 16), decoder_widths=(16, 16), out_conv=(16, 19), n_head=4, d_model=16)
 TINY_ARCH = "test_resnet-upernet"
 
 cached_encoder = lru_cache(maxsize=None)(ImageEncoder)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flairhub.config import load_train_config
-from flairhub.training import run
+from flairhub.training import phases
 from flairhub.training.module import SegmentationModule
 
 
@@ -43,7 +43,7 @@ def exact_layers() -> None:
 
     What is then left between two ways to add up the same numbers is rounding, 1e-16 of a value per operation.
     """
-    build, initialise, cross_entropy = run.build_network, SegmentationModule.__init__, functional.cross_entropy
+    build, initialise, cross_entropy = phases.build_network, SegmentationModule.__init__, functional.cross_entropy
 
     def built(*args: Any, **kwargs: Any) -> nn.Module:
         network = build(*args, **kwargs).double()
@@ -63,7 +63,7 @@ def exact_layers() -> None:
         assert logits.dtype == torch.float64
         return cross_entropy(logits, *args, **kwargs)
 
-    run.build_network = built
+    phases.build_network = built
     SegmentationModule.__init__ = initialised  # type: ignore[method-assign]
     functional.cross_entropy = checked
     # Inputs and logits that the package takes to single precision.
@@ -98,7 +98,7 @@ def main() -> None:
             # Not a clock's time: wherever a busy machine lets the process be by then, its work is the same.
             signal.setitimer(signal.ITIMER_PROF, max(seconds, 1e-4))
 
-    run.train(load_train_config(options.config), cube=options.cube, progress=note)
+    phases.train(load_train_config(options.config), cube=options.cube, progress=note)
 
 
 if __name__ == "__main__":

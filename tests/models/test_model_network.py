@@ -10,8 +10,8 @@ import torch
 from flairhub.errors import UsageError
 from flairhub.modalities import INPUTS
 from flairhub.models import Network, NetworkSpec, SeriesOptions
-from flairhub.models.dropout import draw_kept
-from flairhub.models.network import beside_images
+from flairhub.models.network import draw_kept
+from flairhub.models.network_spec import beside_images
 from tests.helpers.model_makers import (
     CHANNELS,
     CLASSES,

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from flairhub.errors import WeightsError
 from flairhub.models import Network, NetworkSpec, load_into, load_published, read_published
-from flairhub.models.files import read_tensors
 from flairhub.models.published import resize_table
+from flairhub.models.weights_files import read_tensors
 from tests.helpers.model_makers import LC, LPIS, make_batch, make_spec
 
 SPEC = make_spec("AERIAL_RGBI", "SENTINEL2_TS", tasks={LC: 19}, aux=("AERIAL_RGBI",))

@@ -99,7 +99,7 @@ def test_a_training_configuration_becomes_a_network() -> None:
     assert spec.aux == ("SENTINEL2_TS",)
     assert dict(spec.modality_dropout) == {"DEM_ELEV": 0.3}
     assert spec.new_channels_init_mode == "copy_second"
-    assert spec.series == SeriesOptions((64, 64, 128), (32, 64, 128), agg_mode="att_mean")
+    assert spec.series == SeriesOptions(encoder_widths=(64, 64, 128), decoder_widths=(32, 64, 128), agg_mode="att_mean")
 
 
 def test_a_single_input_has_no_auxiliary_head() -> None:

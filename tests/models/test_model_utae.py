@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from flairhub.errors import UsageError
-from flairhub.models import SeriesOptions
+from flairhub.models import NetworkSpec, SeriesOptions
 from flairhub.models.utae import UTAE
 from tests.helpers.model_makers import paper_module, relative_error
 
-SMALL = SeriesOptions((16, 16, 32), (16, 16, 32), (16, 19), n_head=4, d_model=32)
+SMALL = SeriesOptions(encoder_widths=(16, 16, 32), decoder_widths=(16, 16, 32), out_conv=(16, 19), n_head=4, d_model=32)
 
 
 def make_series(batch: int = 2, time: int = 5, size: int = 8, channels: int = 3) -> tuple[Tensor, Tensor]:
@@ -32,7 +33,7 @@ def shake(module: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("stride", [1, 2])
 def test_equals_the_papers_module(stride: int) -> None:
     kernel = (3, 1, 1) if stride == 1 else (4, 2, 1)
-    options = replace(SeriesOptions(), str_conv_k=kernel[0], str_conv_s=kernel[1], str_conv_p=kernel[2])
+    options = SeriesOptions(str_conv_k=kernel[0], str_conv_s=kernel[1], str_conv_p=kernel[2])
     paper = paper_module().PaperUTAE(3, kernel=kernel)
     ours = UTAE(3, options, (32, 19))
     ours.load_state_dict(shake(paper).state_dict())
@@ -76,7 +77,7 @@ def test_gradients_equal_the_papers_module() -> None:
 @pytest.mark.parametrize("encoder_norm", ["group", "batch", "instance"])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_every_option_is_batch_invariant(agg_mode: str, encoder_norm: str, stride: int) -> None:
-    options = replace(SMALL, agg_mode=agg_mode, encoder_norm=encoder_norm, str_conv_s=stride)
+    options = SMALL.model_copy(update={"agg_mode": agg_mode, "encoder_norm": encoder_norm, "str_conv_s": stride})
     network = shake(UTAE(3, options, (16, 19)))
     x, dates = make_series(batch=2, time=6)
     mask = torch.arange(6) < torch.tensor([[6], [2]])
@@ -94,7 +95,7 @@ def test_modes_of_aggregation_differ() -> None:
     results = []
     for mode in ("att_group", "att_mean", "mean"):
         torch.manual_seed(3)
-        network = UTAE(3, replace(SMALL, agg_mode=mode), (16, 19)).eval()
+        network = UTAE(3, SMALL.model_copy(update={"agg_mode": mode}), (16, 19)).eval()
         with torch.no_grad():
             results.append(network(x, dates)[0])
     assert relative_error(results[0], results[1]) > 1e-3
@@ -105,7 +106,8 @@ def test_modes_of_aggregation_differ() -> None:
 def test_padding_modes_act_at_the_border(padding_mode: str) -> None:
     torch.manual_seed(3)
     reflect = UTAE(3, SMALL, (16, 19)).eval()
-    other = UTAE(3, replace(SMALL, padding_mode=padding_mode, pad_value=-1.0), (16, 19)).eval()
+    options = SMALL.model_copy(update={"padding_mode": padding_mode, "pad_value": -1.0})
+    other = UTAE(3, options, (16, 19)).eval()
     other.load_state_dict(reflect.state_dict())
     x, dates = make_series()
     with torch.no_grad():
@@ -158,15 +160,25 @@ def test_runs_in_bf16_weights() -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"encoder_widths": (64, 128)}, "encoder_widths has 2 stages and decoder_widths 4"),
+        ({"encoder_widths": (64, 128)}, "decoder_widths: 4 widths, but encoder_widths has 2"),
         ({"decoder_widths": (32, 32, 64, 64)}, "must be equal"),
-        ({"agg_mode": "max"}, "agg_mode: got 'max', expected one of att_group"),
-        ({"n_head": 7}, "not divisible by n_head 7"),
+        ({"n_head": 7}, "d_model: got 256, expected a multiple of n_head = 7"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(change: dict[str, object], text: str) -> None:
+def test_options_that_do_not_fit_are_refused(change: dict[str, Any], text: str) -> None:
+    options = SeriesOptions(**change)
     with pytest.raises(UsageError, match=text):
-        replace(SeriesOptions(), **change)
+        UTAE(3, options, (5,))
+    with pytest.raises(UsageError, match=text):
+        NetworkSpec({"SENTINEL2_TS": 10}, {"T": 3}, series=options)
+
+
+def test_values_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(ValidationError, match="att_group"):
+        SeriesOptions(agg_mode="max")  # type: ignore[arg-type]
+    values = NetworkSpec({"SENTINEL2_TS": 10}, {"T": 3}).to_json()
+    with pytest.raises(UsageError, match=r"network: series: (.|\n)*agg_mode"):
+        NetworkSpec.from_json({**values, "series": {**values["series"], "agg_mode": "max"}})
 
 
 @pytest.mark.parametrize(("padding_mode", "smallest"), [("reflect", 16), ("zeros", 8)])

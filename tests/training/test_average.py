@@ -1,33 +1,37 @@
 """Running mean of weights and test-time augmentation against formulas written out."""
 
+from copy import deepcopy
+
 import numpy as np
 import torch
 from torch import nn
 
 from flairhub.data import PreparedBatch, apply_dihedral, undo_dihedral
-from flairhub.models import NetworkSpec, build_network
+from flairhub.models import NetworkSpec, SeriesOptions, build_network
 from flairhub.models.network import Output
-from flairhub.models.spec import SeriesOptions
-from flairhub.training.average import WeightAverage
-from flairhub.training.forward import mean_probabilities, network_output
+from flairhub.training.logits import mean_probabilities, network_output
+from flairhub.training.optimizers import update_mean
 
 
 def test_the_mean_of_weights() -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    average = WeightAverage(network, decay=0.5)
-    expected = network[0].weight.detach().clone()
+    mean = deepcopy(network)
+    expected = [value.detach().double() for value in network.parameters()]
     for n in range(12):
         with torch.no_grad():
-            network[0].weight += n
+            for value in network.parameters():
+                value += torch.randn(value.shape) + n
             network[1].running_mean += 1
+            network[1].num_batches_tracked += 1
         keep = min(0.5, (1 + n) / (10 + n))
-        expected = keep * expected + (1 - keep) * network[0].weight.detach()
-        average.update(network)
-    np.testing.assert_allclose(average.network[0].weight, expected, rtol=1e-5)
-    assert torch.equal(average.network[1].running_mean, network[1].running_mean)
-    assert int(average.updates) == 12
-    assert not average.network.training
-    assert not any(parameter.requires_grad for parameter in average.network.parameters())
+        pairs = zip(expected, network.parameters(), strict=True)
+        expected = [keep * old + (1 - keep) * new.detach() for old, new in pairs]
+        update_mean(mean, network, 0.5, n)
+    for value, wanted in zip(mean.parameters(), expected, strict=True):
+        np.testing.assert_allclose(value.detach(), wanted, rtol=1e-5)
+    assert torch.equal(mean[1].running_mean, network[1].running_mean)
+    assert int(mean[1].num_batches_tracked) == 12
+    assert (mean[0].weight - network[0].weight).abs().max() > 1
 
 
 def test_every_symmetry_can_be_undone() -> None:

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from flairhub.tasks import Task, numbered_classes
-from flairhub.training.losses import Criterion, TaskObjective
-from flairhub.training.region_losses import REGION_LOSSES
+from flairhub.training.losses import REGION_LOSSES, Criterion, TaskObjective
 
 WEIGHTS = torch.tensor([1.0, 0.0, 2.5, 0.5])
 KEPT = (0, 2, 3)

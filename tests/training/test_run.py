@@ -25,7 +25,7 @@ from flairhub.errors import (
 from flairhub.models import build_network, load_model
 from flairhub.training import TrainResult, train
 from flairhub.training.checkpoints import read_checkpoint
-from flairhub.training.forward import network_output
+from flairhub.training.logits import network_output
 from tests.helpers.makers import PatchFiles
 
 LAND, CROP = "AERIAL_LABEL-COSIA", "ALL_LABEL-LPIS"
@@ -385,15 +385,11 @@ def test_without_a_cube_it_ingests_first(
         train(config, cube=tmp_path / "nowhere.zarr", overwrite=True)
 
 
-def test_an_unknown_monitor_is_refused(configure: Configure, learnable_cube: Path, tmp_path: Path) -> None:
-    config = configure(
-        tmp_path,
-        modalities={"inputs": {"AERIAL_RGBI": False, "SENTINEL2_TS": True}},
-        labels=[CROP],
-        saving={"ckpt_monitor": "val_beauty"},
-    )
-    with pytest.raises(
-        ConfigError, match=r"saving\.ckpt_monitor: got 'val_beauty', expected one of val_miou"
-    ) as caught:
-        train(config, cube=learnable_cube)
+def test_an_unknown_monitor_is_refused(configure: Configure, tmp_path: Path) -> None:
+    sections = {"modalities": {"inputs": {"AERIAL_RGBI": False, "SENTINEL2_TS": True}}, "labels": [CROP]}
+    text = rf"saving\.ckpt_monitor: got 'val_beauty', expected one of val_miou, .*, val_miou/{CROP}\."
+    with pytest.raises(ConfigError, match=text) as caught:
+        configure(tmp_path, **sections, saving={"ckpt_monitor": "val_beauty"})
     assert caught.value.exit_code == 2
+    with pytest.raises(ConfigError, match=rf"got 'min', but the largest val_miou/{CROP} is the best"):
+        configure(tmp_path, **sections, saving={"ckpt_monitor": f"val_miou/{CROP}", "ckpt_monitor_mode": "min"})

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from flairhub.errors import UsageError
-from flairhub.training.optimizers import OptimizerChoice
-from flairhub.training.schedules import Plateau, Schedule
+from flairhub.training.optimizers import Plateau, Schedule, build_optimizer
 
 
 def optimizer(rate: float) -> torch.optim.Optimizer:
@@ -71,16 +70,16 @@ def test_unknown_names_are_refused() -> None:
     with pytest.raises(UsageError, match="scheduler: got 'cosine'"):
         Schedule("cosine", 1e-3, 10)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="optimizer: got 'lion'"):
-        OptimizerChoice("lion", 1e-3)  # type: ignore[arg-type]
+        build_optimizer("lion", [], 1e-3)  # type: ignore[arg-type]
 
 
 def test_optimizers_take_their_options() -> None:
     parameters = [torch.nn.Parameter(torch.zeros(2))]
-    adamw = OptimizerChoice("adamw", 1e-3, 0.02, (0.8, 0.9)).build(parameters)
+    adamw = build_optimizer("adamw", parameters, 1e-3, 0.02, (0.8, 0.9))
     assert type(adamw) is torch.optim.AdamW
     assert (adamw.defaults["weight_decay"], adamw.defaults["betas"]) == (0.02, (0.8, 0.9))
-    assert type(OptimizerChoice("adam", 1e-3).build(parameters)) is torch.optim.Adam
-    sgd = OptimizerChoice("sgd", 1e-3, 0.1).build(parameters)
+    assert type(build_optimizer("adam", parameters, 1e-3)) is torch.optim.Adam
+    sgd = build_optimizer("sgd", parameters, 1e-3, 0.1)
     assert (type(sgd), sgd.defaults["weight_decay"], sgd.defaults["momentum"]) == (torch.optim.SGD, 0.1, 0)
 
 
@@ -90,7 +89,7 @@ def test_one_pass_over_all_parameters_takes_the_same_steps(kind: str) -> None:
     for fused in (False, True):
         generator = torch.Generator().manual_seed(3)
         parameters = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((4, 3), (7,))]
-        optimizer = OptimizerChoice(kind, 1e-2, 0.05).build(parameters, fused=fused)  # type: ignore[arg-type]
+        optimizer = build_optimizer(kind, parameters, 1e-2, 0.05, fused=fused)  # type: ignore[arg-type]
         for _ in range(20):
             for parameter in parameters:
                 parameter.grad = torch.randn(parameter.shape, generator=generator)

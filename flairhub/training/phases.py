@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -18,19 +17,18 @@ from flairhub.config import TrainConfig, resolved_yaml
 from flairhub.confusion import ConfusionSums
 from flairhub.cube import Cube, open_cube
 from flairhub.data import Transform
-from flairhub.errors import CubeError, TrainingError, WeightsError
+from flairhub.errors import ConfigError, CubeError, TrainingError, WeightsError
 from flairhub.jobs import sweep
 from flairhub.models import Network, build_network, load_into, save_bundle
 from flairhub.progress import Progress, silent
 from flairhub.training.checkpoints import check_resumable, load_weights, read_checkpoint
-from flairhub.training.fit import build_trainer, quiet_lightning, run_fit
-from flairhub.training.folder import RunFolder, write_text
 from flairhub.training.losses import Criterion
 from flairhub.training.metrics import metrics_report, write_report
-from flairhub.training.module import LearningPlan, SegmentationModule
+from flairhub.training.module import SegmentationModule
 from flairhub.training.predict import count_rasters, load_for_prediction, predict_split, processes
-from flairhub.training.setup import Setup, read_setup
-from flairhub.training.splits import split_indices, warn_of_overlap
+from flairhub.training.run_folder import RunFolder, write_text
+from flairhub.training.trainer import build_trainer, fit, quiet_lightning
+from flairhub.training.training_plan import TrainingPlan, training_plan, warn_of_overlap
 from flairhub.version import __version__
 
 if TYPE_CHECKING:
@@ -97,36 +95,39 @@ def train(
         WeightsError: A checkpoint or pretrained weights are missing or do not fit.
         TrainingError: Training or scoring cannot go on.
     """
-    setup = read_setup(config)
+    tasks = config.tasks
+    if not (tasks.train or tasks.predict or tasks.metrics_only):
+        raise ConfigError("configuration", ["tasks: train, predict and metrics_only are all false, nothing to do."])
+    plan = training_plan(config)
+    bar = progress is None and config.saving.enable_progress_bar
     report = progress or silent
-    if progress is not None:
-        setup = replace(setup, fit=replace(setup.fit, bar=False))
-        report = _training_steps_hidden(progress) if not config.saving.enable_progress_bar else progress
+    if progress is not None and not config.saving.enable_progress_bar:
+        report = _training_steps_hidden(progress)
     main = _is_main()
     if main and not overwrite:
-        _check_outputs(setup)
-    _check_weights(setup)
+        _check_outputs(plan)
+    _check_weights(plan)
     seconds: dict[str, float] = {}
-    opened = _timed(seconds, "ingest", lambda: _open_or_ingest(config, setup, cube, report))
-    setup = setup.for_cube(opened)
+    opened = _timed(seconds, "ingest", lambda: _open_or_ingest(plan, cube, report))
+    plan = plan.for_cube(opened)
     rank = getattr(rank_zero_only, "rank", None) or 0
-    result = TrainResult(setup.folder.root, Path(str(opened.path)), seconds=seconds, rank=rank)
-    if setup.phases.train:
-        network, result = _timed(seconds, "train", lambda: _train(config, setup, opened, result, report, transform))
-    elif setup.phases.predict:
-        network = load_for_prediction(setup)
-        _write_inputs(config, setup)
+    result = TrainResult(plan.folder.root, Path(str(opened.path)), seconds=seconds, rank=rank)
+    if tasks.trains:
+        network, result = _timed(seconds, "train", lambda: _train(plan, opened, result, report, bar, transform))
+    elif tasks.predicts:
+        network = load_for_prediction(plan)
+        _write_inputs(plan)
     if not main and processes()[1] == 1:
         # Started several times, but nothing joins the processes: the first one does it all.
         return result
-    if setup.phases.predict:
-        sums = _timed(seconds, "predict", lambda: predict_split(setup, opened, network, report))
-    elif setup.phases.score_files and main:
-        folders = {task.label: setup.folder.predictions(task) for task in setup.tasks}
-        sums = _timed(seconds, "score", lambda: count_rasters(setup, opened, folders, report))
+    if tasks.predicts:
+        sums = _timed(seconds, "predict", lambda: predict_split(plan, opened, network, report))
+    elif tasks.metrics_only and main:
+        folders = {task.label: plan.folder.predictions(task) for task in plan.tasks}
+        sums = _timed(seconds, "score", lambda: count_rasters(plan, opened, folders, report))
     else:
         return result
-    return _with_scores(setup, opened, result, sums) if main else result
+    return _with_scores(plan, opened, result, sums) if main else result
 
 
 def _is_main() -> bool:
@@ -134,22 +135,23 @@ def _is_main() -> bool:
     return getattr(rank_zero_only, "rank", None) in (None, 0)
 
 
-def _check_outputs(setup: Setup) -> None:
-    if setup.phases.train and not setup.phases.resume:
-        setup.folder.check_training()
-    elif setup.phases.predict and setup.phases.write_files and not setup.phases.train:
-        setup.folder.check_prediction(setup.tasks)
+def _check_outputs(plan: TrainingPlan) -> None:
+    tasks = plan.config.tasks
+    if tasks.trains and not tasks.train_tasks.resume_training_from_ckpt:
+        plan.folder.check_training()
+    elif tasks.predicts and tasks.write_files and not tasks.trains:
+        plan.folder.check_prediction(plan.tasks)
 
 
-def _check_weights(setup: Setup) -> None:
+def _check_weights(plan: TrainingPlan) -> None:
     """Fail before long work when weights that will be needed are not there."""
-    phases, path = setup.phases, setup.checkpoint
+    tasks, path = plan.config.tasks, plan.config.paths.ckpt_model_path
     key = "paths.ckpt_model_path"
-    if phases.train and phases.resume:
+    if tasks.trains and tasks.train_tasks.resume_training_from_ckpt:
         reason = "resume_training_from_ckpt is true"
-    elif phases.train and phases.init_weights:
+    elif tasks.trains and tasks.train_tasks.init_weights_only_from_ckpt:
         reason = "init_weights_only_from_ckpt is true"
-    elif phases.predict and not phases.train:
+    elif tasks.predicts and not tasks.trains:
         reason = "tasks.predict is true without tasks.train"
     else:
         return
@@ -159,12 +161,12 @@ def _check_weights(setup: Setup) -> None:
         raise WeightsError(f"{key}: {path} does not exist, but {reason}. Correct the path.")
 
 
-def _open_or_ingest(config: TrainConfig, setup: Setup, cube: str | Path | Cube | None, progress: Progress) -> Cube:
+def _open_or_ingest(plan: TrainingPlan, cube: str | Path | Cube | None, progress: Progress) -> Cube:
     if isinstance(cube, Cube):
         return cube
     if cube is not None:
         return open_cube(cube)
-    place = config.paths.cube or str(setup.folder.root.with_name(setup.folder.root.name + ".zarr"))
+    place = plan.config.paths.cube or str(plan.folder.root.with_name(plan.folder.root.name + ".zarr"))
     try:
         return open_cube(place)
     except CubeError:
@@ -173,82 +175,77 @@ def _open_or_ingest(config: TrainConfig, setup: Setup, cube: str | Path | Cube |
     from flairhub.ingest import ingest
 
     logger.warning("no finished cube at %s: ingesting first", place)
-    ingest(config, cube=place, progress=progress)
+    ingest(plan.config, cube=place, progress=progress)
     return open_cube(place)
 
 
-def _write_inputs(config: TrainConfig, setup: Setup) -> None:
+def _write_inputs(plan: TrainingPlan) -> None:
     if not _is_main():
         return
-    sweep(setup.folder.root)
-    write_text(setup.folder.config, resolved_yaml(config))
-    if config.saving.cp_csv_and_conf_to_output:
-        setup.folder.inputs.mkdir(parents=True, exist_ok=True)
-        for split, csv in setup.csvs.items():
+    sweep(plan.folder.root)
+    write_text(plan.folder.config, resolved_yaml(plan.config))
+    if plan.config.saving.cp_csv_and_conf_to_output:
+        plan.folder.inputs.mkdir(parents=True, exist_ok=True)
+        for split, csv in plan.config.paths.split_csvs.items():
             if csv is not None and csv.is_file():
-                shutil.copyfile(csv, setup.folder.inputs / f"{split}.csv")
+                shutil.copyfile(csv, plan.folder.inputs / f"{split}.csv")
 
 
 def _train(
-    config: TrainConfig,
-    setup: Setup,
+    plan: TrainingPlan,
     cube: Cube,
     result: TrainResult,
     progress: Progress,
+    bar: bool,
     transform: Transform | None = None,
 ) -> tuple[Network, TrainResult]:
-    splits = {split: split_indices(cube, split, setup.csvs[split]) for split in ("train", "valid")}
-    if setup.phases.predict:
-        splits["test"] = split_indices(cube, "test", setup.csvs["test"])
-        setup.loader(cube, splits["test"])  # what is missing for the prediction is found before the training
+    config = plan.config
+    hyperparams, modalities = config.hyperparams, config.modalities
+    splits = {split: plan.split(cube, split) for split in ("train", "valid")}
+    if config.tasks.predicts:
+        splits["test"] = plan.split(cube, "test")
+        plan.loader(cube, splits["test"])  # what is missing for the prediction shows before the training
     warn_of_overlap(cube, splits)
-    torch.manual_seed(setup.seed)
-    network = _initial_network(setup)
+    torch.manual_seed(hyperparams.seed)
+    network = _initial_network(plan)
     with quiet_lightning():
-        trainer = build_trainer(setup.fit, setup.folder, progress)
+        trainer = build_trainer(plan, progress, bar)
         ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}
         pin = trainer.strategy.root_device.type == "cuda"
-        own = {"transform": transform, "workers": setup.workers} if transform is not None else {}
-        training = setup.loader(cube, splits["train"], shuffle=True, drop_last=True, pin_memory=pin, **own, **ranks)
-        validation = setup.loader(cube, splits["valid"], pin_memory=pin, **ranks)
+        changes = {"transform": transform, "workers": config.hardware.num_workers} if transform is not None else {}
+        training = plan.loader(cube, splits["train"], shuffle=True, drop_last=True, pin_memory=pin, **changes, **ranks)
+        validation = plan.loader(cube, splits["valid"], pin_memory=pin, **ranks)
         if not len(training):
             raise TrainingError(f"{training.n_samples} training patches for {trainer.world_size} processes: too few.")
-        steps = -(-len(training) // setup.fit.accumulate) * setup.fit.epochs
-        schedule = replace(setup.schedule, total_steps=steps)
-        plan = LearningPlan(
-            preparations=setup.preparations,
-            optimizer=setup.optimizer,
-            schedule=schedule,
+        module = SegmentationModule(
+            network,
+            Criterion(plan.objectives, modalities.aux_loss_weight, dict(hyperparams.losses)),
+            plan.preparations,
+            steps=-(-len(training) // hyperparams.accumulate) * hyperparams.num_epochs,
             patch_ids=cube.patch_ids,
-            augment=setup.augment,
-            brightness=setup.photometric[0],
-            contrast=setup.photometric[1],
-            seed=setup.seed,
-            ema=setup.ema,
-            log_images=setup.fit.log_images,
-            log_every=setup.fit.log_every,
-            network=json.loads(json.dumps(setup.spec.to_json())),
+            hyperparams=hyperparams,
+            augmentation=modalities.pre_processings,
+            saving=config.saving,
         )
-        module = SegmentationModule(network, Criterion(setup.objectives, setup.aux_weight, setup.losses), plan)
-        resume = setup.checkpoint if setup.phases.resume else None
+        resume = config.paths.ckpt_model_path if config.tasks.train_tasks.resume_training_from_ckpt else None
         if resume is not None:
-            check_resumable(resume, plan.network, setup.fit.epochs)
+            check_resumable(resume, plan.spec.to_json(), hyperparams.num_epochs)
         elif _is_main():
             # Everything has been checked: only now an earlier run makes room.
-            setup.folder.clear()
-        _write_inputs(config, setup)
+            plan.folder.clear()
+        _write_inputs(plan)
         try:
-            run_fit(trainer, module, (training, validation), setup.folder, setup.fit, resume)
+            fit(trainer, module, (training, validation), plan, resume)
         finally:
             training.close()
-    return network, _finish_training(setup, cube, trainer, module, result)
+    return network, _finish_training(plan, cube, trainer, module, result)
 
 
 def _finish_training(
-    setup: Setup, cube: Cube, trainer: pl.Trainer, module: SegmentationModule, result: TrainResult
+    plan: TrainingPlan, cube: Cube, trainer: pl.Trainer, module: SegmentationModule, result: TrainResult
 ) -> TrainResult:
     """Turn the best checkpoint into a bundle; the network is left with the best weights."""
-    network, folder = cast(Network, module.model), setup.folder
+    network, folder = module.model, plan.folder
     trainer.strategy.barrier()
     load_weights(network, folder.best_checkpoint)
     if not trainer.is_global_zero:
@@ -258,13 +255,13 @@ def _finish_training(
     save_bundle(
         folder.bundle,
         network,
-        preparations=dict(setup.preparations),
-        tasks=setup.tasks,
-        ref_date=setup.ref_date,
-        bands={name: list(cube.info(name)["bands"]) for name in setup.preparations},
+        preparations=dict(plan.preparations),
+        tasks=plan.tasks,
+        ref_date=plan.config.models.multitemp_model.ref_date,
+        bands={name: list(cube.info(name)["bands"]) for name in plan.preparations},
         training={
             "flairhub_version": __version__,
-            "config_sha256": setup.config_hash,
+            "config_sha256": plan.config_hash,
             "epoch": best["epoch"],
             "step": best["step"],
             **{name: best[name] for name in ("train_loss", "val_loss", "val_miou")},
@@ -273,22 +270,22 @@ def _finish_training(
     return replace(result, bundle=folder.bundle, history=module.history, skipped_batches=module.skipped_batches)
 
 
-def _initial_network(setup: Setup) -> Network:
-    phases = setup.phases
-    fresh = not (phases.resume or phases.init_weights)
-    network = build_network(setup.spec, pretrained=setup.pretrained if fresh else False)
-    if phases.init_weights:
-        assert setup.checkpoint is not None
-        load_into(network, setup.checkpoint)
+def _initial_network(plan: TrainingPlan) -> Network:
+    start, weights = plan.config.tasks.train_tasks, plan.config.paths.ckpt_model_path
+    fresh = not (start.resume_training_from_ckpt or start.init_weights_only_from_ckpt)
+    network = build_network(plan.spec, pretrained=plan.config.models.monotemp_model.pretrained if fresh else False)
+    if start.init_weights_only_from_ckpt:
+        assert weights is not None
+        load_into(network, weights)
     return network
 
 
-def _with_scores(setup: Setup, cube: Cube, result: TrainResult, sums: ConfusionSums) -> TrainResult:
-    folder: RunFolder = setup.folder
-    model = {"config_sha256": setup.config_hash, "flairhub_version": __version__}
-    report = metrics_report(sums, setup.objectives, split="test", **model)
-    write_report(folder, report, sums, setup.objectives, cube.patch_ids)
-    written = {task.label: folder.predictions(task) for task in setup.tasks if folder.predictions(task).is_dir()}
+def _with_scores(plan: TrainingPlan, cube: Cube, result: TrainResult, sums: ConfusionSums) -> TrainResult:
+    folder: RunFolder = plan.folder
+    model = {"config_sha256": plan.config_hash, "flairhub_version": __version__}
+    report = metrics_report(sums, plan.objectives, split="test", **model)
+    write_report(folder, report, sums, plan.objectives, cube.patch_ids)
+    written = {task.label: folder.predictions(task) for task in plan.tasks if folder.predictions(task).is_dir()}
     return replace(result, metrics=report, metrics_path=folder.metrics, predictions=written)
 
 
@@ -302,6 +299,6 @@ def _training_steps_hidden(progress: Progress) -> Progress:
 
 def _timed(seconds: dict[str, float], phase: str, work: Any) -> Any:
     start = perf_counter()
-    found = work()
+    result = work()
     seconds[phase] = perf_counter() - start
-    return found
+    return result

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from flairhub.config.normalisation import resolve_statistics
 from flairhub.config.problems import Problem
-from flairhub.config.statistics import resolve_statistics
 from flairhub.config.yaml_file import KeyPath
 from flairhub.errors import UsageError
 from flairhub.modalities import INPUTS, Modality

@@ -17,7 +17,7 @@ _CONTAINERS = ("state_dict", "model_state_dict", "model")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the named tensors of a `.safetensors`, `.ckpt` or `.pth` file.
+    """Read the named tensors of a weights file, one of `WEIGHTS_SUFFIXES`.
 
     A Lightning checkpoint gives its `state_dict`. Pickles are read with torch's restricted reader: a file that
     wants to run code is refused, whatever the environment says.

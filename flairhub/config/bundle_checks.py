@@ -62,8 +62,8 @@ def _with_filter(config: ZonalConfig, name: str, given: Preparation, bundle: Pre
     return bundle if asked is None else replace(bundle, cloud_filter=given.cloud_filter)
 
 
-def _differs(path: tuple[Any, ...], found: Any, bundle: Any) -> Problem:
-    return Problem(path, f"got {found}, but the bundle was made with {bundle}. Remove the key to use the bundle's.")
+def _differs(path: tuple[Any, ...], given: Any, bundle: Any) -> Problem:
+    return Problem(path, f"got {given}, but the bundle was made with {bundle}. Remove the key to use the bundle's.")
 
 
 def _check_inputs(config: ZonalConfig, preparations: Mapping[str, Preparation]) -> Iterator[Problem]:

@@ -1,73 +1,20 @@
-"""What a network is, as data: inputs, tasks, architecture."""
+"""What a network is, as data: inputs, tasks, architecture; and the one that a configuration asks for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field, fields
+from math import log2
+from typing import Any, get_args
+
+import numpy as np
+from pydantic import ValidationError
 
 from flairhub.baselines import RECIPE
+from flairhub.config import SeriesOptions, TrainConfig, ZonalConfig, input_preparations, label_tasks
+from flairhub.config.train_schema import ChannelInit
 from flairhub.errors import UsageError
 from flairhub.modalities import INPUTS, LABELS, modality
-
-AggMode = Literal["att_group", "att_mean", "mean"]
-EncoderNorm = Literal["group", "batch", "instance"]
-PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
-ChannelInit = Literal["copy_first", "copy_second", "copy_third", "random"]
-
-
-@dataclass(frozen=True)
-class SeriesOptions:
-    """The published options of the time-series encoder (U-TAE).
-
-    Attributes:
-        encoder_widths: Channels of each stage going down.
-        decoder_widths: Channels of each stage going up, finest first.
-        out_conv: Widths of the last block; the total number of classes is appended where it differs from the last.
-        str_conv_k: Kernel of the strided convolutions.
-        str_conv_s: Their stride.
-        str_conv_p: Their padding.
-        agg_mode: How skip maps lose their time axis.
-        encoder_norm: Normalisation inside the spatial encoder.
-        n_head: Attention heads.
-        d_model: Width of the temporal encoder.
-        d_k: Width of a key.
-        pad_value: Value that padded dates carry in published data. Masks say what is padding, so it has no effect.
-        padding_mode: Spatial padding of the convolutions.
-    """
-
-    encoder_widths: tuple[int, ...] = (64, 64, 64, 128)
-    decoder_widths: tuple[int, ...] = (32, 32, 64, 128)
-    out_conv: tuple[int, ...] = (32, 19)
-    str_conv_k: int = 3
-    str_conv_s: int = 1
-    str_conv_p: int = 1
-    agg_mode: AggMode = "att_group"
-    encoder_norm: EncoderNorm = "group"
-    n_head: int = 16
-    d_model: int = 256
-    d_k: int = 4
-    pad_value: float | None = 0
-    padding_mode: PaddingMode = "reflect"
-
-    def __post_init__(self) -> None:
-        for name in ("encoder_widths", "decoder_widths", "out_conv"):
-            object.__setattr__(self, name, tuple(int(width) for width in getattr(self, name)))
-        if len(self.encoder_widths) != len(self.decoder_widths):
-            raise UsageError(
-                f"encoder_widths has {len(self.encoder_widths)} stages and decoder_widths "
-                f"{len(self.decoder_widths)}: give both the same number."
-            )
-        if self.encoder_widths[-1] != self.decoder_widths[-1]:
-            raise UsageError(
-                f"the last of encoder_widths ({self.encoder_widths[-1]}) and of decoder_widths "
-                f"({self.decoder_widths[-1]}) must be equal: both belong to the deepest stage."
-            )
-        for name, kind in (("agg_mode", AggMode), ("encoder_norm", EncoderNorm), ("padding_mode", PaddingMode)):
-            _check_choice(name, getattr(self, name), get_args(kind))
-        for name, width in (("d_model", self.d_model), ("last encoder width", self.encoder_widths[-1])):
-            if width % self.n_head:
-                raise UsageError(f"{name} {width} is not divisible by n_head {self.n_head}.")
 
 
 @dataclass(frozen=True)
@@ -123,7 +70,12 @@ class NetworkSpec:
             for name, count in counts.items():
                 if count < 1:
                     raise UsageError(f"{key}.{name}: got {count}, expected at least 1.")
-        _check_choice("new_channels_init_mode", self.new_channels_init_mode, get_args(ChannelInit))
+        check_series_options(self.series)
+        choices = get_args(ChannelInit)
+        if self.new_channels_init_mode not in choices:
+            raise UsageError(
+                f"new_channels_init_mode: got {self.new_channels_init_mode!r}, expected one of {', '.join(choices)}."
+            )
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -156,7 +108,8 @@ class NetworkSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary, the inverse of `from_json`."""
-        return _plain(asdict(self))
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return _plain({**values, "series": self.series.model_dump()})
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> NetworkSpec:
@@ -167,10 +120,40 @@ class NetworkSpec:
         """
         unknown = set(values) - {item.name for item in fields(cls)}
         options = dict(values.get("series", {}))
-        unknown |= {f"series.{name}" for name in set(options) - {item.name for item in fields(SeriesOptions)}}
+        unknown |= {f"series.{name}" for name in set(options) - set(SeriesOptions.model_fields)}
         if unknown:
             raise UsageError(f"network: unknown {', '.join(sorted(unknown))}: written by a newer version?")
-        return cls(**{**values, "aux": tuple(values.get("aux", ())), "series": SeriesOptions(**options)})
+        try:
+            series = SeriesOptions(**options)
+        except ValidationError as error:
+            raise UsageError(f"network: series: {error}") from error
+        return cls(**{**values, "aux": tuple(values.get("aux", ())), "series": series})
+
+
+def check_series_options(options: SeriesOptions) -> None:
+    """Check that the options of a time-series encoder fit together.
+
+    Raises:
+        UsageError: They do not; names the key.
+    """
+    for key, text, _ in options.contradictions():
+        raise UsageError(f"{key}: {text}")
+
+
+def beside_images(options: SeriesOptions, levels: int) -> SeriesOptions:
+    """Return the options of a series next to images of so many feature levels: both lists of widths change.
+
+    The widths are powers of two next to evenly spaced numbers around the configured encoder widths.
+    """
+    low, high = min(options.encoder_widths) - 1, max(options.encoder_widths) + 1
+    widths = tuple(2 ** round(log2(int(width))) for width in np.linspace(low, high, levels))
+    return options.model_copy(update={"encoder_widths": widths, "decoder_widths": widths})
+
+
+def series_out_widths(spec: NetworkSpec) -> tuple[int, ...]:
+    """Widths of the last block of a series: the configured ones, ending with the classes of all tasks."""
+    widths = spec.series.out_conv
+    return widths if widths and widths[-1] == spec.n_classes else (*widths, spec.n_classes)
 
 
 def _plain(value: Any) -> Any:
@@ -185,6 +168,42 @@ def _label_rank(name: str) -> tuple[int, str]:
     return (LABELS.index(name) if name in LABELS else len(LABELS), name)
 
 
-def _check_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UsageError(f"{key}: got {value!r}, expected one of {', '.join(choices)}.")
+def network_spec(config: TrainConfig | ZonalConfig, *, sizes: Mapping[str, int] | None = None) -> NetworkSpec:
+    """Return the network of a training or zonal configuration.
+
+    A zonal configuration knows neither auxiliary heads nor the options of the time-series encoder: there are none
+    of the former, and the latter are the published ones.
+
+    Args:
+        config: The configuration.
+        sizes: Pixels of one sample by modality, as the data have them; default: the published sizes.
+
+    Raises:
+        UsageError: Images are enabled and no architecture is named.
+    """
+    inputs = {
+        name: preparation.n_channels(len(modality(name).bands))
+        for name, preparation in input_preparations(config).items()
+    }
+    tasks = {task.label: task.n_classes for task in label_tasks(config)}
+    has_images = any(not modality(name).is_series for name in inputs)
+    training = isinstance(config, TrainConfig)
+    arch = config.models.monotemp_model.arch if isinstance(config, TrainConfig) else config.monotemp_arch
+    if has_images and not arch:
+        key = "models.monotemp_model.arch" if training else "monotemp_arch"
+        raise UsageError(f"{key}: missing; image inputs need <encoder>-<decoder>, for example {RECIPE.arch}.")
+    arch = arch or RECIPE.arch
+    sizes = {name: size for name, size in (sizes or {}).items() if name in inputs}
+    if not isinstance(config, TrainConfig):
+        return NetworkSpec(inputs, tasks, arch, sizes)
+    aux = config.modalities.aux_loss
+    return NetworkSpec(
+        inputs,
+        tasks,
+        arch,
+        sizes,
+        series=config.models.multitemp_model.series,
+        aux=tuple(name for name in inputs if aux.get(name)) if len(inputs) > 1 else (),
+        modality_dropout={name: config.modalities.modality_dropout.get(name, 0.0) for name in inputs},
+        new_channels_init_mode=config.models.monotemp_model.new_channels_init_mode,
+    )

@@ -94,10 +94,10 @@ class RunFolder:
         Raises:
             OutputExistsError: The folder holds results.
         """
-        found = [path.name for path in self._results if path.exists()]
-        if found:
+        present = [path.name for path in self._results if path.exists()]
+        if present:
             raise OutputExistsError(
-                f"{self.root}: holds results of an earlier run ({', '.join(found)}). Choose another "
+                f"{self.root}: holds results of an earlier run ({', '.join(present)}). Choose another "
                 "paths.out_model_name, pass --overwrite to replace it, or resume with "
                 f"tasks.train_tasks.resume_training_from_ckpt and paths.ckpt_model_path: {self.last_checkpoint}."
             )
