@@ -1,4 +1,7 @@
-"""The demo's configurations: the four published training files and a zonal file, with choices for a laptop CPU."""
+"""The demo's configurations: the four published training files and a zonal file, with choices for a laptop CPU.
+
+The training files give what differs from the defaults.
+"""
 
 from __future__ import annotations
 
@@ -52,30 +55,15 @@ def _task_sections(csv: dict[str, Path], metadata: Path, root: Path, seed: int, 
             "global_mtd_folder": str(metadata),
             "cube": str(root / "hub.zarr"),
         },
-        "tasks": {
-            "train": True,
-            "predict": True,
-            "write_files": True,
-            "georeferencing_output": True,
-            "metrics_only": False,
-        },
         "hyperparams": {
             "num_epochs": plan.epochs,
             "batch_size": plan.batch_size,
             "seed": seed % 2**32,
             "learning_rate": 1e-2,
-            "optimizer": "adamw",
-            "optim_weight_decay": 0.01,
-            "scheduler": "one_cycle_lr",
             "warmup_fraction": 0.1,
         },
-        "hardware": {"accelerator": "cpu", "num_workers": 0},
-        "saving": {
-            "ckpt_save_also_last": False,
-            "ckpt_monitor": "val_miou",
-            "ckpt_monitor_mode": "max",
-            "enable_progress_bar": False,
-        },
+        "hardware": {"accelerator": "cpu"},
+        "saving": {"ckpt_save_also_last": False, "enable_progress_bar": False},
     }
 
 
@@ -86,14 +74,8 @@ def _modalities_section() -> dict[str, Any]:
     return {
         "inputs": {name: name in ACTIVE for name in INPUTS},
         "inputs_channels": _channels(),
-        "aux_loss": dict.fromkeys(INPUTS, False),
-        "aux_loss_weight": 1.0,
-        "modality_dropout": dict.fromkeys(INPUTS, 0.0),
         "pre_processings": {
             "filter_sentinel2": True,
-            "filter_sentinel2_max_cloud": 1,
-            "filter_sentinel2_max_snow": 1,
-            "filter_sentinel2_max_frac_cover": 0.05,
             "temporal_average_sentinel2": "monthly",
             "temporal_average_sentinel1": "monthly",
             "calc_elevation": True,
@@ -106,22 +88,16 @@ def _modalities_section() -> dict[str, Any]:
 
 def _models_section(plan: DemoPlan) -> dict[str, Any]:
     return {
-        "monotemp_model": {"arch": plan.arch, "new_channels_init_mode": "random", "pretrained": False},
+        "monotemp_model": {"arch": plan.arch, "pretrained": False},
         "multitemp_model": {
             "ref_date": REF_DATE,
             "encoder_widths": [32, 32],
             "decoder_widths": [32, 32],
             "out_conv": [32, 19],
-            "str_conv_k": 3,
-            "str_conv_s": 1,
-            "str_conv_p": 1,
-            "agg_mode": "att_group",
             "encoder_norm": "batch",
             "n_head": 8,
             "d_model": 128,
             "d_k": 8,
-            "pad_value": 0,
-            "padding_mode": "reflect",
         },
     }
 
@@ -130,14 +106,11 @@ def _supervision_sections() -> dict[str, Any]:
     configs = {}
     for label in LABELS:
         configs[label] = {
-            "task_weight": 1.0,
-            "label_channel_nomenclature": 1,
             "value_name": dict(enumerate(default_task(label).names)),
-            "value_weights": {"default": 1},
         }
-    configs["AERIAL_LABEL-COSIA"]["value_weights"] = {"default": 1, "default_exceptions": IGNORED_COSIA}
+    configs["AERIAL_LABEL-COSIA"]["value_weights"] = {"default_exceptions": IGNORED_COSIA}
     # Two pixels of three are no parcel: with less weight on them the crops are learnt in a few epochs.
-    configs["ALL_LABEL-LPIS"]["value_weights"] = {"default": 1, "default_exceptions": {BACKGROUND: 0.3}}
+    configs["ALL_LABEL-LPIS"]["value_weights"] = {"default_exceptions": {BACKGROUND: 0.3}}
     return {"labels": list(LABELS), "labels_configs": configs}
 
 

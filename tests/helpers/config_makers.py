@@ -11,6 +11,7 @@ import yaml
 
 from flairhub.modalities import INPUTS, LABELS, MODALITIES
 from flairhub.tasks import default_task
+from tests.helpers.config_values import train_values
 
 if TYPE_CHECKING:
     from tests.helpers.makers import PatchFiles
@@ -52,110 +53,43 @@ def _train_config(folder: Path, dataset: PatchFiles) -> dict[str, Any]:
         for name in inputs
         if not MODALITIES[name].is_elevation and len(MODALITIES[name].bands) > 1
     }
-    return {
-        "paths": {
-            "out_folder": str(folder / "out"),
-            "out_model_name": "test_model",
-            "train_csv": str(dataset.csvs["train"]),
-            "val_csv": str(dataset.csvs["valid"]),
-            "test_csv": str(dataset.csvs["test"]),
-            "global_mtd_folder": str(dataset.mtd_folder),
-            "ckpt_model_path": None,
-        },
-        **_run_sections(),
-        "modalities": {
-            "inputs": {name: name in inputs for name in INPUTS},
-            "inputs_channels": channels,
-            "aux_loss": dict.fromkeys(INPUTS, False),
-            "aux_loss_weight": 1,
-            "modality_dropout": dict.fromkeys(INPUTS, 0),
-            "pre_processings": {
-                "filter_sentinel2": False,
-                "filter_sentinel2_max_cloud": 1,
-                "filter_sentinel2_max_snow": 1,
-                "filter_sentinel2_max_frac_cover": 0.05,
-                "temporal_average_sentinel2": False,
-                "temporal_average_sentinel1": False,
-                "calc_elevation": True,
-                "calc_elevation_stack_dsm": True,
-                "use_augmentation": False,
-            },
-            "normalization": _normalization(inputs),
-        },
-        "models": _models_section(),
-        "labels": labels,
-        "labels_configs": {name: _label_config(name) for name in labels},
+    config = train_values()
+    config["paths"] |= {
+        "out_folder": str(folder / "out"),
+        "out_model_name": "test_model",
+        "train_csv": str(dataset.csvs["train"]),
+        "val_csv": str(dataset.csvs["valid"]),
+        "test_csv": str(dataset.csvs["test"]),
+        "global_mtd_folder": str(dataset.mtd_folder),
+        "ckpt_model_path": None,
     }
-
-
-def _run_sections() -> dict[str, Any]:
-    return {
-        "tasks": {
-            "train": True,
-            "train_tasks": {"init_weights_only_from_ckpt": False, "resume_training_from_ckpt": False},
-            "predict": True,
-            "write_files": True,
-            "georeferencing_output": True,
-            "metrics_only": False,
-        },
-        "hyperparams": {
-            "num_epochs": 1,
-            "batch_size": 2,
-            "seed": 2025,
-            "learning_rate": 0.001,
-            "optimizer": "adamw",
-            "optim_weight_decay": 0.01,
-            "optim_betas": [0.9, 0.999],
-            "scheduler": "one_cycle_lr",
-            "warmup_fraction": 0.2,
-            "plateau_patience": 10,
-        },
-        "hardware": {
-            "accelerator": "cpu",
-            "num_nodes": 1,
-            "gpus_per_node": 1,
-            "strategy": "auto",
-            "num_workers": 0,
-        },
-        "saving": {
-            "ckpt_save_also_last": False,
-            "ckpt_weights_only": False,
-            "ckpt_monitor": "val_miou",
-            "ckpt_monitor_mode": "max",
-            "ckpt_earlystopping_patience": 30,
-            "cp_csv_and_conf_to_output": True,
-            "enable_progress_bar": False,
-            "progress_rate": 10,
-            "ckpt_verbose": False,
-            "verbose_config": False,
-        },
+    config["hyperparams"] = {"num_epochs": 1, "batch_size": 2, "seed": 2025, "learning_rate": 0.001}
+    config["hardware"] = {"accelerator": "cpu"}
+    config["saving"] |= {
+        "ckpt_save_also_last": False,
+        "ckpt_monitor": "val_miou",
+        "ckpt_monitor_mode": "max",
+        "enable_progress_bar": False,
     }
-
-
-def _models_section() -> dict[str, Any]:
-    return {
-        "monotemp_model": {
-            "arch": "resnet18-unet",
-            "new_channels_init_mode": "random",
-            "pretrained": False,
-        },
-        "multitemp_model": {
-            "ref_date": "05-15",
-            "encoder_widths": [16, 16, 16, 32],
-            "decoder_widths": [16, 16, 16, 32],
-            "out_conv": [16, 19],
-            "str_conv_k": 4,
-            "str_conv_s": 2,
-            "str_conv_p": 1,
-            "agg_mode": "att_group",
-            "encoder_norm": "group",
-            "n_head": 4,
-            "d_model": 32,
-            "d_k": 4,
-            "pad_value": 0,
-            "padding_mode": "reflect",
-        },
+    config["modalities"] = {
+        "inputs": {name: name in inputs for name in INPUTS},
+        "inputs_channels": channels,
+        "pre_processings": {"calc_elevation": True, "calc_elevation_stack_dsm": True},
+        "normalization": _normalization(inputs),
     }
+    config["models"]["monotemp_model"] = {"arch": "resnet18-unet", "pretrained": False}
+    config["models"]["multitemp_model"] |= {
+        "encoder_widths": [16, 16, 16, 32],
+        "decoder_widths": [16, 16, 16, 32],
+        "out_conv": [16, 19],
+        "str_conv_k": 4,
+        "str_conv_s": 2,
+        "n_head": 4,
+        "d_model": 32,
+    }
+    config["labels"] = labels
+    config["labels_configs"] = {name: _label_config(name) for name in labels}
+    return config
 
 
 def _normalization(inputs: list[str]) -> dict[str, Any]:
@@ -171,11 +105,7 @@ def _normalization(inputs: list[str]) -> dict[str, Any]:
 
 
 def _label_config(name: str) -> dict[str, Any]:
-    config: dict[str, Any] = {
-        "task_weight": 1,
-        "value_name": {row.index: row.name for row in default_task(name).classes},
-        "value_weights": {"default": 1, "default_exceptions": {}, "per_modality_exceptions": {}},
-    }
+    config: dict[str, Any] = {"value_name": {row.index: row.name for row in default_task(name).classes}}
     if len(MODALITIES[name].bands) > 1:
         config["label_channel_nomenclature"] = 1
     return config
