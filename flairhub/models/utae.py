@@ -37,7 +37,7 @@ class TemporalEncoder(nn.Module):
     """L-TAE: one learned query per head attends over the dates of each pixel (Garnot & Landrieu, AALTD 2020).
 
     The key projection is folded into the query and the value projection is applied after the sum over time, so that
-    nothing wider than the input is ever held for every date:
+    nothing wider than the input is ever in memory for every date:
 
         score(head, t) = q(head) . (K (W z(t) + b + p(t))) = (q K W)(head) . z(t) + (q K)(head) . (b + p(t))
         sum_t a(t) (W z(t) + b + p(t)) = W (sum_t a(t) z(t)) + b sum_t a(t) + sum_t a(t) p(t)

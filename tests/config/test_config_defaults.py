@@ -210,9 +210,9 @@ def test_train_defaults():
 
 
 def test_zonal_defaults():
-    found = plain(minimal_zonal())
-    modalities = found.pop("modalities")
-    assert found == ZONAL_DEFAULTS
+    result = plain(minimal_zonal())
+    modalities = result.pop("modalities")
+    assert result == ZONAL_DEFAULTS
     block = {"input_img_path": "a.tif", "channels": None, "normalization": None}
     assert modalities == {
         "inputs": OFF | {"AERIAL_RGBI": True},
@@ -222,12 +222,12 @@ def test_zonal_defaults():
 
 
 def test_every_published_train_key_arrives(train):
-    found = plain(train_config_from_dict(train))
+    result = plain(train_config_from_dict(train))
     train["paths"] |= {"out_folder": "results", "ckpt_model_path": None, "cube": None, "data_root": None}
     train["hardware"] |= {"precision": "auto", "threads": None, "compile": False, "scheduler": None}
     for section in ("tasks", "hyperparams", "saving"):
-        own = OURS[section]
-        train[section] |= {key: TRAIN_DEFAULTS[section][key] for key in own}
+        added = OURS[section]
+        train[section] |= {key: TRAIN_DEFAULTS[section][key] for key in added}
     train["modalities"]["missing"] = "error"
     options = TRAIN_DEFAULTS["modalities"]["pre_processings"]
     train["modalities"]["pre_processings"] |= {key: options[key] for key in OURS["pre_processings"]}
@@ -237,17 +237,17 @@ def test_every_published_train_key_arrives(train):
     del train["labels_configs"]["AERIAL_LABEL-COSIA"]["value_weights"]["per_modality_exceptions"]["SENTINEL2_TS"]
     lpis = train["labels_configs"]["ALL_LABEL-LPIS"]["value_weights"]
     lpis |= {"default_exceptions": {}, "per_modality_exceptions": {}}
-    assert found == train
+    assert result == train
 
 
 def test_every_published_zonal_key_arrives(zonal):
-    found = plain(zonal_config_from_dict(zonal))
+    result = plain(zonal_config_from_dict(zonal))
     for key, value in zonal.items():
         if key != "modalities":
-            assert found[key] == value, key
+            assert result[key] == value, key
     for name in INPUTS:
         for key, value in zonal["modalities"][name].items():
-            assert found["modalities"][name][key] == value, (name, key)
+            assert result["modalities"][name][key] == value, (name, key)
 
 
 def test_attributes_are_the_keys(train, zonal):
@@ -296,6 +296,6 @@ def test_given_dictionaries_are_not_changed(train):
 )
 def test_pretrained(train, value, expected):
     train["models"]["monotemp_model"]["pretrained"] = value
-    found = train_config_from_dict(train).models.monotemp_model.pretrained
-    assert found == expected
-    assert type(found) is type(expected) or isinstance(found, Path)
+    result = train_config_from_dict(train).models.monotemp_model.pretrained
+    assert result == expected
+    assert type(result) is type(expected) or isinstance(result, Path)

@@ -70,11 +70,11 @@ def test_zonal_preparations_are_those_of_training(train, zonal):
 
 
 def test_zonal_filter_defaults(zonal):
-    found = input_preparations(zonal_config_from_dict(zonal))["SENTINEL2_TS"]
-    assert found.cloud_filter == CloudFilter(1, 1, 0.05)
+    result = input_preparations(zonal_config_from_dict(zonal))["SENTINEL2_TS"]
+    assert result.cloud_filter == CloudFilter(1, 1, 0.05)
     zonal["modalities"]["SENTINEL2_TS"]["filter_clouds_max_cloud"] = 0
-    found = input_preparations(zonal_config_from_dict(zonal))["SENTINEL2_TS"]
-    assert found.cloud_filter == CloudFilter(0, 1, 0.05)
+    result = input_preparations(zonal_config_from_dict(zonal))["SENTINEL2_TS"]
+    assert result.cloud_filter == CloudFilter(0, 1, 0.05)
 
 
 @pytest.mark.parametrize(
@@ -90,15 +90,15 @@ def test_elevation(train, calc, stack, mode, means):
     options = train["modalities"]["pre_processings"]
     options |= {"calc_elevation": calc, "calc_elevation_stack_dsm": stack}
     train["modalities"]["normalization"] |= {"DEM_ELEV_means": [1, 2], "DEM_ELEV_stds": [3, 4]}
-    found = input_preparations(train_config_from_dict(train))["DEM_ELEV"]
-    assert (found.elevation, found.means, len(found.stds)) == (mode, means, len(means))
+    result = input_preparations(train_config_from_dict(train))["DEM_ELEV"]
+    assert (result.elevation, result.means, len(result.stds)) == (mode, means, len(means))
 
 
 def test_single_height_takes_one_value(train):
     train["modalities"]["pre_processings"]["calc_elevation_stack_dsm"] = False
     train["modalities"]["normalization"] |= {"DEM_ELEV_means": 5, "DEM_ELEV_stds": [6]}
-    found = input_preparations(train_config_from_dict(train))["DEM_ELEV"]
-    assert (found.means, found.stds) == ((5.0,), (6.0,))
+    result = input_preparations(train_config_from_dict(train))["DEM_ELEV"]
+    assert (result.means, result.stds) == ((5.0,), (6.0,))
 
 
 @pytest.mark.parametrize(
@@ -139,9 +139,9 @@ def test_class_weights(train):
     np.testing.assert_array_equal(class_weights(config, "AERIAL_LABEL-COSIA"), expected)
     np.testing.assert_array_equal(class_weights(config, "AERIAL_LABEL-COSIA", "SPOT_RGBI"), expected)
     expected[[15, 3]] = 0.5, 2
-    found = class_weights(config, "AERIAL_LABEL-COSIA", "AERIAL_RGBI")
-    np.testing.assert_array_equal(found, expected)
-    assert found.dtype == np.float32
+    result = class_weights(config, "AERIAL_LABEL-COSIA", "AERIAL_RGBI")
+    np.testing.assert_array_equal(result, expected)
+    assert result.dtype == np.float32
     np.testing.assert_array_equal(class_weights(config, "ALL_LABEL-LPIS"), np.ones(23, dtype=np.float32))
 
 

@@ -1,4 +1,4 @@
-"""Every way a training configuration can be wrong: exact key path, what was found, what is expected."""
+"""Every way a training configuration can be wrong: exact key path, what was given, what is expected."""
 
 from __future__ import annotations
 
@@ -315,7 +315,7 @@ def test_single_cross_problem(changes, expected):
 
 
 def test_all_problems_at_once_and_no_follow_ups():
-    found = problems(
+    result = problems(
         {
             "paths.out_folder": GONE,
             "paths.train_csv": 5,  # wrong, so not also reported as missing
@@ -326,7 +326,7 @@ def test_all_problems_at_once_and_no_follow_ups():
             "saving.ckpt_monitor_mode": "max",
         }
     )
-    assert [problem.split(":")[0] for problem in found] == [
+    assert [problem.split(":")[0] for problem in result] == [
         "paths.out_folder",
         "paths.train_csv",
         "hyperparams.bach_size",

@@ -96,10 +96,10 @@ def test_plain_values_survive_yaml(value):
     """What PyYAML writes is read back as the same value."""
     text = yaml.safe_dump({"key": value}, allow_unicode=True, sort_keys=False)
     try:
-        found = parse_yaml(text, "here", "here").data["key"]
+        result = parse_yaml(text, "here", "here").data["key"]
     except ConfigError:
         return  # deeper or of other keys than a configuration has
-    assert repr(found) == repr(value)
+    assert repr(result) == repr(value)
 
 
 @pytest.mark.parametrize("build", [train_config_from_dict, zonal_config_from_dict])

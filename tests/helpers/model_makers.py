@@ -94,7 +94,7 @@ def golden_batch(case: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Ten
 
 
 def make_spec(*names: str, arch: str = TINY_ARCH, tasks: dict[str, int] | None = None, **options: Any) -> NetworkSpec:
-    """A small network of some inputs, both tasks unless told."""
+    """A small network of some inputs, both tasks unless given."""
     inputs = {name: CHANNELS[name] for name in names}
     options = {"series": SMALL_SERIES, **options}
     return NetworkSpec(inputs, tasks or CLASSES, arch, **options)
@@ -120,9 +120,9 @@ def make_batch(
     return inputs, dates
 
 
-def relative_error(found: Tensor, expected: Tensor) -> float:
+def relative_error(actual: Tensor, expected: Tensor) -> float:
     """Largest difference over the largest value."""
-    return ((found - expected).abs().max() / expected.abs().max()).item()
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
 
 
 @lru_cache(maxsize=1)

@@ -100,8 +100,8 @@ def test_a_single_image_equals_smps_own_model(arch: str) -> None:
     inputs, _ = make_batch(network.spec, image=size)
     with torch.no_grad():
         expected = model.eval()(inputs["AERIAL_RGBI"])
-        found = network(inputs, size=tuple(expected.shape[-2:])).logits[LC]
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        result = network(inputs, size=tuple(expected.shape[-2:])).logits[LC]
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
         if parsed.decoder != "dpt":  # fusion skips the full resolution, because no decoder reads it
             maps = network.encoders["AERIAL_RGBI"](inputs["AERIAL_RGBI"]).maps
             blank = Features([torch.full_like(maps[0], torch.nan), *maps[1:]])
@@ -139,17 +139,17 @@ def test_export_with_padding_gives_the_same_logits() -> None:
     program = torch.export.export(network, arguments, {"aux": True}, strict=False)
     with torch.no_grad():
         expected = network(*arguments, aux=True)
-        found = program.module()(*arguments, aux=True)
+        result = program.module()(*arguments, aux=True)
     for key, values in (expected.logits | expected.aux).items():
-        torch.testing.assert_close((found.logits | found.aux)[key], values, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close((result.logits | result.aux)[key], values, rtol=1e-4, atol=1e-5)
 
 
 def test_compile_with_padding_gives_the_same_logits() -> None:
     network, arguments = export_case()
     compiled = torch.compile(network, backend="eager", fullgraph=True, dynamic=False)
     with torch.no_grad():
-        expected, found = network(*arguments).logits, compiled(*arguments).logits
-    torch.testing.assert_close(found[LC], expected[LC], rtol=1e-4, atol=1e-5)
+        expected, result = network(*arguments).logits, compiled(*arguments).logits
+    torch.testing.assert_close(result[LC], expected[LC], rtol=1e-4, atol=1e-5)
 
 
 def test_channels_last_and_bf16() -> None:

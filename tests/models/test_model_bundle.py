@@ -51,9 +51,9 @@ def test_a_bundle_gives_back_everything(tmp_path: Path) -> None:
     assert not model.network.training
     batch = make_batch(network.spec)
     with torch.no_grad():
-        expected, found = network(*batch, aux=True), model.network(*batch, aux=True)
+        expected, result = network(*batch, aux=True), model.network(*batch, aux=True)
     for key, values in (expected.logits | expected.aux).items():
-        assert torch.equal((found.logits | found.aux)[key], values)
+        assert torch.equal((result.logits | result.aux)[key], values)
 
 
 def test_a_bundle_replaces_a_bundle_and_nothing_else(tmp_path: Path) -> None:
@@ -63,8 +63,8 @@ def test_a_bundle_replaces_a_bundle_and_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(OutputExistsError, match="exists already"):
         save(path, second, overwrite=False)
     save(path, second)
-    found = load_model(path).network.state_dict()
-    assert all(torch.equal(found[name], value) for name, value in second.state_dict().items())
+    result = load_model(path).network.state_dict()
+    assert all(torch.equal(result[name], value) for name, value in second.state_dict().items())
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
     assert sorted(entry.name for entry in path.iterdir()) == ["model.json", "weights.safetensors"]
     (tmp_path / "data").mkdir()

@@ -45,10 +45,10 @@ def test_logits_equal_the_published_ones(loaded: tuple[str, Network, Accounting]
     name, network, _ = loaded
     output = run(network, name)
     with np.load(GOLDEN / f"{name}.npz") as golden:
-        found = {f"logits/{task}": values[:, :, ::4, ::4] for task, values in output.logits.items()}
-        found |= {f"aux/aux_{m}_{task}": values[:, :, ::8, ::8] for (m, task), values in output.aux.items()}
-        assert sorted(found) == sorted(golden.files)
-        for key, values in found.items():
+        result = {f"logits/{task}": values[:, :, ::4, ::4] for task, values in output.logits.items()}
+        result |= {f"aux/aux_{m}_{task}": values[:, :, ::8, ::8] for (m, task), values in output.aux.items()}
+        assert sorted(result) == sorted(golden.files)
+        for key, values in result.items():
             expected = torch.from_numpy(golden[key])
             assert values.shape == expected.shape
             assert relative_error(values, expected) < 1e-5

@@ -63,9 +63,9 @@ def test_order_of_keys_does_not_matter() -> None:
     inputs, dates = make_batch(spec)
     with torch.no_grad():
         expected = network(inputs, dates, aux=True)
-        found = other(dict(reversed(inputs.items())), dict(reversed(dates.items())), aux=True)
+        result = other(dict(reversed(inputs.items())), dict(reversed(dates.items())), aux=True)
     for key, values in (expected.logits | expected.aux).items():
-        assert torch.equal(values, (found.logits | found.aux)[key])
+        assert torch.equal(values, (result.logits | result.aux)[key])
 
 
 def test_default_size_is_the_finest_input() -> None:
@@ -112,14 +112,14 @@ def test_a_missing_modality_counts_as_zero_features() -> None:
     inputs, dates = make_batch(network.spec)
     without = {name: x for name, x in inputs.items() if name != "DEM_ELEV"}
     with torch.no_grad():
-        found = network(without, dates, aux=True)
+        result = network(without, dates, aux=True)
         for level, conv in network.fusion_handler.conv_f.items():
             widths = [widths[int(level)] for widths in network.fusion_handler.channels.values()]
             start = widths[0]
             conv.weight[:, start : start + widths[1]] = 0
         expected = network(inputs, dates)
-    torch.testing.assert_close(found.logits[LC], expected.logits[LC], rtol=1e-5, atol=1e-5)
-    assert set(found.aux) == {("AERIAL_RGBI", task) for task in CLASSES}
+    torch.testing.assert_close(result.logits[LC], expected.logits[LC], rtol=1e-5, atol=1e-5)
+    assert set(result.aux) == {("AERIAL_RGBI", task) for task in CLASSES}
 
 
 @pytest.mark.parametrize("given", ["SPOT_RGBI", "SENTINEL2_TS"])
@@ -142,11 +142,11 @@ def test_a_sample_without_a_modality_gets_what_it_gets_alone(lacking: str) -> No
     size = tuple(inputs["AERIAL_RGBI"].shape[-2:])
     with torch.no_grad():
         full = network(inputs, dates).logits[LC]
-        found = network(inputs, dates, present={lacking: torch.tensor([True, False])}).logits[LC]
+        result = network(inputs, dates, present={lacking: torch.tensor([True, False])}).logits[LC]
         alone = network(others, other_dates, size=size).logits[LC]
-    torch.testing.assert_close(found[0], full[0], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found[1], alone[0], rtol=1e-5, atol=1e-5)
-    assert relative_error(found[1], full[1]) > 1e-3
+    torch.testing.assert_close(result[0], full[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(result[1], alone[0], rtol=1e-5, atol=1e-5)
+    assert relative_error(result[1], full[1]) > 1e-3
 
 
 def test_series_without_any_date_are_left_out() -> None:
@@ -234,9 +234,9 @@ def test_dropped_samples_do_not_see_their_modality(monkeypatch: pytest.MonkeyPat
         full = network(inputs, dates).logits[LC]
         without = network({"AERIAL_RGBI": inputs["AERIAL_RGBI"]}).logits[LC]
         monkeypatch.setattr(network, "draw_dropout", lambda *_: {"SENTINEL2_TS": torch.tensor([True, False])})
-        found = network(inputs, dates).logits[LC]
-    torch.testing.assert_close(found[0], full[0], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found[1], without[1], rtol=1e-5, atol=1e-5)
+        result = network(inputs, dates).logits[LC]
+    torch.testing.assert_close(result[0], full[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(result[1], without[1], rtol=1e-5, atol=1e-5)
 
 
 def test_widths_beside_images_follow_the_number_of_levels() -> None:

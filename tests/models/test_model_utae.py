@@ -42,8 +42,8 @@ def test_equals_the_papers_module(stride: int) -> None:
         logits, maps = ours.eval()(x, dates)
         expected, expected_maps = paper(x, dates)
     assert relative_error(logits, expected) < 1e-5
-    for found, wanted in zip(maps, expected_maps, strict=True):
-        assert relative_error(found, wanted) < 1e-5
+    for result, wanted in zip(maps, expected_maps, strict=True):
+        assert relative_error(result, wanted) < 1e-5
 
 
 def test_ragged_batches_equal_the_papers_module_sample_by_sample() -> None:
@@ -69,8 +69,8 @@ def test_gradients_equal_the_papers_module() -> None:
     x = x.double()
     for model in (paper, ours):
         model(x, dates)[0].square().mean().backward()
-    for (name, wanted), found in zip(paper.named_parameters(), ours.parameters(), strict=True):
-        torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-6, atol=1e-9, msg=name)
+    for (name, wanted), result in zip(paper.named_parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(result.grad, wanted.grad, rtol=1e-6, atol=1e-9, msg=name)
 
 
 @pytest.mark.parametrize("agg_mode", ["att_group", "att_mean", "mean"])
@@ -86,8 +86,8 @@ def test_every_option_is_batch_invariant(agg_mode: str, encoder_norm: str, strid
         for i, n in enumerate((6, 2)):
             alone, alone_maps = network(x[i : i + 1, :n], dates[i : i + 1, :n])
             torch.testing.assert_close(logits[i : i + 1], alone, rtol=1e-5, atol=1e-5)
-            for found, wanted in zip(maps, alone_maps, strict=True):
-                torch.testing.assert_close(found[i : i + 1], wanted, rtol=1e-5, atol=1e-5)
+            for result, wanted in zip(maps, alone_maps, strict=True):
+                torch.testing.assert_close(result[i : i + 1], wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_modes_of_aggregation_differ() -> None:

@@ -61,9 +61,9 @@ def test_probabilities_are_averaged_over_the_eight_symmetries() -> None:
             shares = np.exp(np.stack([x[:, 0] + rows, x[:, 1], x[:, 1] * 0], axis=1))
             shares = np.rot90(shares / shares.sum(axis=1, keepdims=True), -turns, axes=(2, 3))
             expected += (shares[..., ::-1] if flipped else shares) / 8
-    found = mean_probabilities(Sloped(), batch)["T"]
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-    np.testing.assert_allclose(found.sum(dim=1), 1, rtol=1e-5)
+    result = mean_probabilities(Sloped(), batch)["T"]
+    np.testing.assert_allclose(result, expected, rtol=1e-5)
+    np.testing.assert_allclose(result.sum(dim=1), 1, rtol=1e-5)
 
 
 def test_a_patch_goes_without_the_input_that_it_lacks() -> None:
@@ -76,9 +76,9 @@ def test_a_patch_goes_without_the_input_that_it_lacks() -> None:
     present = {"AERIAL_RGBI": torch.tensor([True, False])}
     batch = PreparedBatch(inputs, *series, {"T": torch.zeros(2, 64, 64, dtype=torch.uint8)}, torch.arange(2), present)
     with torch.no_grad():
-        found = network_output(network, batch)[0]["T"]
+        result = network_output(network, batch)[0]["T"]
         alone = network({"SENTINEL2_TS": inputs["SENTINEL2_TS"]}, *series, size=(64, 64)).logits["T"]
         both = network(inputs, *series, size=(64, 64)).logits["T"]
-    torch.testing.assert_close(found[0], both[0], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found[1], alone[1], rtol=1e-5, atol=1e-5)
-    assert (found[1] - both[1]).abs().max() > 1e-3
+    torch.testing.assert_close(result[0], both[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(result[1], alone[1], rtol=1e-5, atol=1e-5)
+    assert (result[1] - both[1]).abs().max() > 1e-3

@@ -29,7 +29,7 @@ SEEDS = (0, 1)
 def test_inputs_matter_in_the_expected_order(tmp_path: Path) -> None:
     data = make_demo_data(tmp_path / "demo", seed=5, plan=PLAN)
     ingest(load_train_config(data.configs), cube=data.cube)
-    found: dict[tuple[str, str], list[float]] = {}
+    actual: dict[tuple[str, str], list[float]] = {}
     for choice, inputs in CHOICES.items():
         for seed in SEEDS:
             flags = [f"modalities.inputs.{name}={str(name in inputs).lower()}" for name in INPUTS]
@@ -37,12 +37,12 @@ def test_inputs_matter_in_the_expected_order(tmp_path: Path) -> None:
             overrides += ["tasks.write_files=false", "saving.log_images=0"]
             result = train(load_train_config(data.configs, overrides))
             for task in (LAND, CROP):
-                found.setdefault((choice, task), []).append(result.metrics["tasks"][task]["strict"]["miou"])
-    worst = {key: min(values) for key, values in found.items()}
-    best = {key: max(values) for key, values in found.items()}
-    shown = {" ".join(key): np.round(values, 3).tolist() for key, values in found.items()}
+                actual.setdefault((choice, task), []).append(result.metrics["tasks"][task]["strict"]["miou"])
+    worst = {key: min(values) for key, values in actual.items()}
+    best = {key: max(values) for key, values in actual.items()}
+    shown = {" ".join(key): np.round(values, 3).tolist() for key, values in actual.items()}
     assert worst["season", CROP] > best["aerial", CROP] + 0.15, shown
     assert worst["aerial", LAND] > best["season", LAND] + 0.1, shown
     for task in (LAND, CROP):
-        single = max(np.mean(found["aerial", task]), np.mean(found["season", task]))
-        assert np.mean(found["both", task]) > single - 0.02, shown
+        single = max(np.mean(actual["aerial", task]), np.mean(actual["season", task]))
+        assert np.mean(actual["both", task]) > single - 0.02, shown

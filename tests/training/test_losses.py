@@ -65,8 +65,8 @@ def test_heads_of_a_modality_learn_from_the_patches_that_have_it(sample) -> None
     present = {"SPOT_RGBI": torch.tensor([True, False, True])}
     head = logits.flip(0)
     _, parts = criterion({task.label: logits}, {("SPOT_RGBI", task.label): head}, {task.label: target}, present)
-    held = np.array([0, 2])
-    expected = brute_force(head.numpy()[held], target.numpy()[held], weights.numpy())
+    selected = np.array([0, 2])
+    expected = brute_force(head.numpy()[selected], target.numpy()[selected], weights.numpy())
     assert float(parts[f"{task.label}/aux_SPOT_RGBI"]) == pytest.approx(expected, rel=1e-5)
     assert float(parts[task.label]) == pytest.approx(
         brute_force(logits.numpy(), target.numpy(), weights.numpy()), rel=1e-5

@@ -93,8 +93,8 @@ def test_resuming_inside_an_epoch_is_the_uninterrupted_run(
     result = train(resumed, cube=learnable_cube)
     assert result.history == whole[0].history
     assert result.metrics["tasks"] == whole[0].metrics["tasks"]
-    expected, found = (load_model(r.bundle).network.state_dict() for r in (whole[0], result))
-    assert all(torch.equal(found[name], values) for name, values in expected.items())
+    expected, actual = (load_model(r.bundle).network.state_dict() for r in (whole[0], result))
+    assert all(torch.equal(actual[name], values) for name, values in expected.items())
 
 
 def test_the_running_mean_is_what_is_scored_and_kept(whole) -> None:

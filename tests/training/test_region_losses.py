@@ -52,8 +52,8 @@ def test_lovasz(sample) -> None:
         for k in range(1, len(order) + 1):
             wrong = np.zeros(len(order), dtype=bool)
             wrong[order[:k]] = True
-            found = (truth == c) ^ wrong
-            jaccard = 1 - ((truth == c) & found).sum() / ((truth == c) | found).sum()
+            result = (truth == c) ^ wrong
+            jaccard = 1 - ((truth == c) & result).sum() / ((truth == c) | result).sum()
             total, before = total + errors[order[k - 1]] * (jaccard - before), jaccard
         terms.append(total)
     assert float(REGION_LOSSES["lovasz"](*sample, WEIGHTS)) == pytest.approx(np.mean(terms), rel=1e-5)

@@ -105,8 +105,8 @@ def test_a_resumed_run_is_the_uninterrupted_run(
     assert result.history == run.result.history
     assert result.metrics["tasks"] == run.result.metrics["tasks"]
     expected = load_model(run.result.bundle).network.state_dict()
-    found = load_model(result.bundle).network.state_dict()
-    assert all(torch.equal(found[name], values) for name, values in expected.items())
+    actual = load_model(result.bundle).network.state_dict()
+    assert all(torch.equal(actual[name], values) for name, values in expected.items())
 
 
 def test_the_bundle_is_the_best_epoch(run: Run) -> None:
@@ -354,8 +354,8 @@ def test_starting_from_weights(run: Run, configure: Configure, learnable_cube: P
     result = train(config, cube=learnable_cube)
     # With a rate of almost nothing the weights stay those it started from.
     start = load_model(run.result.bundle).network
-    found = load_model(result.bundle).network
-    for (name, a), (_, b) in zip(start.named_parameters(), found.named_parameters(), strict=True):
+    actual = load_model(result.bundle).network
+    for (name, a), (_, b) in zip(start.named_parameters(), actual.named_parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6), name
     for name in ("best.ckpt", "last.ckpt"):
         content = read_checkpoint(result.folder / "checkpoints" / name)

@@ -85,7 +85,7 @@ def test_optimizers_take_their_options() -> None:
 
 @pytest.mark.parametrize("kind", ["adamw", "adam"])
 def test_one_pass_over_all_parameters_takes_the_same_steps(kind: str) -> None:
-    found = []
+    result = []
     for fused in (False, True):
         generator = torch.Generator().manual_seed(3)
         parameters = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((4, 3), (7,))]
@@ -94,5 +94,5 @@ def test_one_pass_over_all_parameters_takes_the_same_steps(kind: str) -> None:
             for parameter in parameters:
                 parameter.grad = torch.randn(parameter.shape, generator=generator)
             optimizer.step()
-        found.append(torch.cat([parameter.detach().flatten() for parameter in parameters]))
-    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+        result.append(torch.cat([parameter.detach().flatten() for parameter in parameters]))
+    torch.testing.assert_close(*result, rtol=1e-5, atol=1e-6)
