@@ -103,7 +103,7 @@ def _models_section(plan: DemoPlan) -> dict[str, Any]:
 
 
 def _supervision_sections() -> dict[str, Any]:
-    configs = {}
+    configs: dict[str, dict[str, Any]] = {}
     for label in LABELS:
         configs[label] = {
             "value_name": dict(enumerate(default_task(label).names)),

@@ -63,21 +63,45 @@ def _train_config(folder: Path, dataset: PatchFiles) -> dict[str, Any]:
         "global_mtd_folder": str(dataset.mtd_folder),
         "ckpt_model_path": None,
     }
-    config["hyperparams"] = {"num_epochs": 1, "batch_size": 2, "seed": 2025, "learning_rate": 0.001}
-    config["hardware"] = {"accelerator": "cpu"}
+    config["hyperparams"] |= {
+        "num_epochs": 1,
+        "seed": 2025,
+        "learning_rate": 0.001,
+        "optimizer": "adamw",
+        "optim_weight_decay": 0.01,
+        "optim_betas": [0.9, 0.999],
+        "scheduler": "one_cycle_lr",
+        "warmup_fraction": 0.2,
+        "plateau_patience": 10,
+    }
+    config["hardware"] |= {"accelerator": "cpu", "gpus_per_node": 1, "strategy": "auto"}
     config["saving"] |= {
         "ckpt_save_also_last": False,
         "ckpt_monitor": "val_miou",
         "ckpt_monitor_mode": "max",
         "enable_progress_bar": False,
     }
-    config["modalities"] = {
+    config["modalities"] |= {
         "inputs": {name: name in inputs for name in INPUTS},
         "inputs_channels": channels,
-        "pre_processings": {"calc_elevation": True, "calc_elevation_stack_dsm": True},
+        "aux_loss": dict.fromkeys(INPUTS, False),
+        "aux_loss_weight": 1,
+        "modality_dropout": dict.fromkeys(INPUTS, 0),
         "normalization": _normalization(inputs),
     }
-    config["models"]["monotemp_model"] = {"arch": "resnet18-unet", "pretrained": False}
+    config["modalities"]["pre_processings"] |= {
+        "filter_sentinel2": False,
+        "filter_sentinel2_max_cloud": 1,
+        "filter_sentinel2_max_snow": 1,
+        "filter_sentinel2_max_frac_cover": 0.05,
+        "temporal_average_sentinel2": False,
+        "use_augmentation": False,
+    }
+    config["models"]["monotemp_model"] = {
+        "arch": "resnet18-unet",
+        "new_channels_init_mode": "random",
+        "pretrained": False,
+    }
     config["models"]["multitemp_model"] |= {
         "encoder_widths": [16, 16, 16, 32],
         "decoder_widths": [16, 16, 16, 32],
@@ -105,7 +129,11 @@ def _normalization(inputs: list[str]) -> dict[str, Any]:
 
 
 def _label_config(name: str) -> dict[str, Any]:
-    config: dict[str, Any] = {"value_name": {row.index: row.name for row in default_task(name).classes}}
+    config: dict[str, Any] = {
+        "task_weight": 1,
+        "value_name": {row.index: row.name for row in default_task(name).classes},
+        "value_weights": {"default": 1, "default_exceptions": {}, "per_modality_exceptions": {}},
+    }
     if len(MODALITIES[name].bands) > 1:
         config["label_channel_nomenclature"] = 1
     return config
