@@ -137,7 +137,7 @@ def test_what_is_undefined_is_nan_and_no_part_of_a_mean() -> None:
 
 def test_the_device_counts_what_arrays_count() -> None:
     torch = pytest.importorskip("torch")
-    from flairhub.training.forward import batch_confusion
+    from flairhub.training.logits import batch_confusion
 
     rng = np.random.default_rng(5)
     logits = rng.normal(size=(3, 4, 6, 6)).astype(np.float32)
