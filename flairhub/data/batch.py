@@ -22,6 +22,7 @@ class Batch:
         present: By modality that some patch of the batch lacks, (patch,) bool.
         valid: By modality of which some patch has pixels without data, (patch, y, x) bool: where images hold data, or
             some date of a series does. The values of the others mean nothing.
+        left_out: Labelled pixels that became 255 because no input holds data there.
         waited_s: Seconds the consumer was blocked until this batch was ready.
     """
 
@@ -32,6 +33,7 @@ class Batch:
     index: Tensor
     present: dict[str, Tensor] = field(default_factory=dict)
     valid: dict[str, Tensor] = field(default_factory=dict)
+    left_out: int = 0
     waited_s: float = 0.0
 
     def __len__(self) -> int:

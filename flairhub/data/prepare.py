@@ -51,7 +51,7 @@ def prepare_batch(
         if name in moved_batch.present:
             present = moved_batch.present[name]
             inputs[name] = inputs[name] * present.view(-1, *[1] * (inputs[name].ndim - 1))
-    targets = _with_data(moved_batch)
+    targets = targets_with_data(moved_batch)
     if augment is not None:
         inputs, targets, valid = (
             {name: apply_dihedral(values, augment) for name, values in group.items()}
@@ -65,8 +65,8 @@ def _blanked(values: Tensor, valid: Tensor | None) -> Tensor:
     return values if valid is None else values.masked_fill(~valid[:, None], 0)
 
 
-def _with_data(batch: Batch) -> dict[str, Tensor]:
-    """Targets, ignored where no input holds data: nothing could be learned there but how often a class occurs."""
+def targets_with_data(batch: Batch) -> dict[str, Tensor]:
+    """Return the targets, ignored where no input holds data: only how often a class occurs could be learned there."""
     if not batch.inputs or any(name not in batch.valid and name not in batch.present for name in batch.inputs):
         return batch.targets
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from flairhub.data.batch import Batch
 from flairhub.data.buffers import BufferRing
 from flairhub.data.checks import check_present, check_request, named, stored_averages
-from flairhub.data.prepare import Preparation
+from flairhub.data.prepare import Preparation, targets_with_data
 from flairhub.errors import DataError
 from flairhub.modalities import modality
 from flairhub.prepare import ImagePreparation
@@ -98,7 +99,8 @@ class BatchReader:
             if pixels is not None:
                 valid[name] = pixels
         targets = {task.label: self._read_target(task, indices) for task in self.tasks}
-        return Batch(inputs, dates, masks, targets, torch.from_numpy(indices.copy()), present, valid)
+        batch = Batch(inputs, dates, masks, targets, torch.from_numpy(indices.copy()), present, valid)
+        return replace(batch, left_out=_leave_out(batch))
 
     def _sources(self, name: str) -> list[str]:
         """The modality itself and, where its dates are filtered while reading, the quality mask."""
@@ -234,6 +236,20 @@ class BatchReader:
                 "Declare the classes in labels_configs.value_name."
             )
         return buffer
+
+
+def _leave_out(batch: Batch) -> int:
+    """Ignore targets where no input holds data, in the batch's own memory; return how many labelled pixels that are.
+
+    In the reading thread, so that whoever looks at the labels on the CPU sees what counts.
+    """
+    left_out = 0
+    for name, target in targets_with_data(batch).items():
+        labels = batch.targets[name]
+        if target is not labels:
+            left_out += int((target != labels).sum())
+            labels.copy_(target)
+    return left_out
 
 
 def _read_present(

@@ -99,7 +99,7 @@ class SegmentationModule(pl.LightningModule):
         )
         self.plateau = Plateau()
         self.history: list[dict[str, Any]] = []
-        self.skipped_batches = 0
+        self.skipped_batches = self._left_out = 0
         # In a tuple, so that neither checkpoints nor DDP take the copy for a part of the module.
         self._mean = (deepcopy(network).eval().requires_grad_(False),) if hyperparams.ema else ()
         self.mean_updates = 0
@@ -127,6 +127,7 @@ class SegmentationModule(pl.LightningModule):
             brightness, contrast = self.augmentation.augmentation_brightness, self.augmentation.augmentation_contrast
             if brightness or contrast:
                 photometric = Photometric(brightness, contrast, seed, self.current_epoch)
+            self._left_out += batch.left_out
         has_weight = self.criterion.has_weight(batch.targets)
         prepared = prepare_batch(batch, self.preparations, device, codes, photometric)
         return Step(prepared, has_weight, batch.waited_s)
@@ -147,7 +148,7 @@ class SegmentationModule(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Start the sums of the epoch and choose its order; not called when an epoch is resumed in its middle."""
-        self._loss_sum, self._loss_count, self._reduced = 0.0, 0, False
+        self._loss_sum, self._loss_count, self._reduced, self._left_out = 0.0, 0, False, 0
         loader = self.trainer.train_dataloader
         if isinstance(loader, BatchLoader):
             loader.set_epoch(self.current_epoch)
@@ -219,6 +220,9 @@ class SegmentationModule(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Check the last training losses and empty the sums."""
         self._check_losses()
+        if self._left_out:
+            logger.info("left %d labelled pixels out of the losses: no input holds data there", self._left_out)
+            self._left_out = 0
         self._confusion, self._losses = {}, {}
 
     def validation_step(self, batch: Step, batch_idx: int) -> None:
