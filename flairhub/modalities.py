@@ -41,6 +41,8 @@ class Modality:
         family: Stem of the series options in the configuration (`filter_<family>`, `temporal_average_<family>`).
         undated_domain: The domain's year is written `195X` in the file names.
         is_elevation: Bands are surface and terrain heights, from which heights above ground can be derived.
+        title: What figures call it.
+        true_colour: Bands of a series to show as red, green and blue.
     """
 
     name: str
@@ -55,6 +57,8 @@ class Modality:
     family: str | None = None
     undated_domain: bool = False
     is_elevation: bool = False
+    title: str = ""
+    true_colour: tuple[str, ...] = ()
 
     @property
     def is_series(self) -> bool:
@@ -71,10 +75,12 @@ _S2_BANDS = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12
 _RGBI = ("R", "G", "B", "NIR")
 
 _ROWS = (
-    Modality("AERIAL_RGBI", Kind.IMAGE, _RGBI, "uint8", 512, 0.2),
-    Modality("AERIAL-RLT_PAN", Kind.IMAGE, ("PAN",), "uint8", 256, 0.4, undated_domain=True),
-    Modality("DEM_ELEV", Kind.IMAGE, ("DSM", "DTM"), "float32", 512, 0.2, is_elevation=True),
-    Modality("SPOT_RGBI", Kind.IMAGE, _RGBI, "uint16", 64, 1.6),
+    Modality("AERIAL_RGBI", Kind.IMAGE, _RGBI, "uint8", 512, 0.2, title="aerial"),
+    Modality("AERIAL-RLT_PAN", Kind.IMAGE, ("PAN",), "uint8", 256, 0.4, undated_domain=True, title="historical"),
+    Modality(
+        "DEM_ELEV", Kind.IMAGE, ("DSM", "DTM"), "float32", 512, 0.2, is_elevation=True, title="height above ground"
+    ),
+    Modality("SPOT_RGBI", Kind.IMAGE, _RGBI, "uint16", 64, 1.6, title="SPOT"),
     Modality(
         "SENTINEL2_TS",
         Kind.SERIES,
@@ -85,6 +91,8 @@ _ROWS = (
         dates_file="GLOBAL_SENTINEL2_MTD_DATES.gpkg",
         quality_mask="SENTINEL2_MSK-SC",
         family="sentinel2",
+        title="Sentinel-2",
+        true_colour=("B04", "B03", "B02"),
     ),
     Modality(
         "SENTINEL1-ASC_TS",
@@ -95,6 +103,7 @@ _ROWS = (
         10.24,
         dates_file="GLOBAL_SENTINEL1-ASC_MTD_DATES.gpkg",
         family="sentinel1",
+        title="Sentinel-1-ASC",
     ),
     Modality(
         "SENTINEL1-DESC_TS",
@@ -105,6 +114,7 @@ _ROWS = (
         10.24,
         dates_file="GLOBAL_SENTINEL1-DESC_MTD_DATES.gpkg",
         family="sentinel1",
+        title="Sentinel-1-DESC",
     ),
     Modality(
         "SENTINEL2_MSK-SC",

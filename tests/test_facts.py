@@ -29,6 +29,15 @@ def test_every_modality_covers_one_patch() -> None:
             assert MODALITIES[row.quality_mask].dates_of == row.name
 
 
+def test_every_input_has_a_title_of_its_own_and_colours_are_bands() -> None:
+    titles = [MODALITIES[name].title for name in INPUTS]
+    assert all(titles)
+    assert len(set(titles)) == len(titles)
+    for row in MODALITIES.values():
+        assert len(row.true_colour) in (0, 3)
+        assert set(row.true_colour) <= set(row.bands)
+
+
 def test_unknown_modality_is_explained() -> None:
     with pytest.raises(UsageError, match=r"'AERIAL_RGB'\. Did you mean AERIAL_RGBI\?"):
         modality("AERIAL_RGB")

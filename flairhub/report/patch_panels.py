@@ -33,13 +33,6 @@ if TYPE_CHECKING:
     from flairhub.cube import Cube
 
 MOST_INPUTS = 3
-_TRUE_COLOUR = ("B04", "B03", "B02")
-_SHORT = {
-    "AERIAL_RGBI": "aerial",
-    "AERIAL-RLT_PAN": "historical",
-    "DEM_ELEV": "height above ground",
-    "SPOT_RGBI": "SPOT",
-}
 _CELL_IN = 2.35
 _GAP_IN = 0.12
 
@@ -151,14 +144,10 @@ def example_rows(
         if patch_id not in files:
             raise DataError(f"{predictions}: holds no prediction of patch {patch_id}.")
         index = int(cube.indices([patch_id])[0])
-        shown = {_title(name): view(cube, name, index) for name in inputs[:MOST_INPUTS]}
+        shown = {modality(name).title: view(cube, name, index) for name in inputs[:MOST_INPUTS]}
         truth = cube.read(task.label, [index])[0, task.level - 1]
         rows.append(PanelRow(patch_id, shown, truth, read_class_raster(files[patch_id])))
     return rows
-
-
-def _title(name: str) -> str:
-    return _SHORT.get(name, name.removesuffix("_TS").replace("SENTINEL", "Sentinel-").replace("_", " "))
 
 
 def view(cube: Cube, name: str, index: int, month: int = 7) -> NDArray[Any]:
@@ -184,12 +173,12 @@ def view(cube: Cube, name: str, index: int, month: int = 7) -> NDArray[Any]:
     count = int(info.n_dates[index])
     if count == 0:
         return np.zeros((1, *values.shape[-2:]), np.float32)
-    if all(band in row.bands for band in _TRUE_COLOUR):
+    if row.true_colour:
         mask = None
         if row.quality_mask in cube.modalities:
             mask = cube.read(row.quality_mask, [index])[0, :count]
         chosen = clearest_date(mask, info.dates[index, :count], month)
-        return values[chosen, [row.bands.index(band) for band in _TRUE_COLOUR]]
+        return values[chosen, [row.bands.index(band) for band in row.true_colour]]
     return values[:count, :1].astype(np.float32).mean(axis=0)
 
 
