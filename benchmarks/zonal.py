@@ -30,14 +30,15 @@ from common import interleave, machine, measure, ratio, show, smooth
 from rasterio.transform import from_origin
 from torch import nn
 
-from flairhub.inference import RasterRequest, Zone, build_zone, predict_zone, write_zone
+from flairhub.inference import predict_zone, write_zone
 from flairhub.inference.batches import make_batch, read_block
-from flairhub.inference.block import plan_map
 from flairhub.inference.network import load, model_ref
+from flairhub.inference.plan import map_sizes, plan_map
 from flairhub.models import NetworkSpec, SeriesOptions, build_network, save_bundle
 from flairhub.prepare import ImagePreparation
 from flairhub.tasks import default_task
 from flairhub.timeseries import SeriesPreparation
+from flairhub.zones import RasterRequest, Zone, build_zone
 
 WINDOW_PX, MARGIN_PX = 512, 128
 LABEL = "AERIAL_LABEL-COSIA"
@@ -80,7 +81,7 @@ def make_zone(folder: Path, length_px: int, series: bool = True, n_dates: int = 
         days = np.datetime64("2021-01-03") + 10 * np.arange(n_dates)
         (folder / "dates.txt").write_text("\n".join(str(day) for day in days))
         requests.append(RasterRequest("SENTINEL2_TS", folder / "s2.tif", folder / "dates.txt"))
-    return build_zone(requests, window_px=WINDOW_PX, margin_px=MARGIN_PX, batch_size=4)
+    return build_zone(requests, suggested={"window_px": WINDOW_PX, "margin_px": MARGIN_PX, "batch_size": 4})
 
 
 def make_bundle(path: Path, arch: str) -> Path:
@@ -100,7 +101,7 @@ def throughput(folder: Path, length_px: int, arch: str, rounds: int) -> dict[str
     """Whole runs and bare loops in turn."""
     zone, bundle = make_zone(folder, length_px), make_bundle(folder / "bundle", arch)
     ref = model_ref(bundle)
-    plan, network = plan_map(zone, ref), load(ref).network
+    plan, network = plan_map(zone, ref, map_sizes(zone)), load(ref).network
     sizes = []
     for block in plan.blocks():
         (row0, row1), (col0, col1) = plan.extent(block)
@@ -131,8 +132,8 @@ def throughput(folder: Path, length_px: int, arch: str, rounds: int) -> dict[str
 def read_share(folder: Path, length_px: int) -> float:
     """Bytes read from the rasters over their size, all blocks of a run with small blocks."""
     zone = make_zone(folder, length_px)
-    plan = plan_map(zone, model_ref(CheapModel()), 1024)
-    sources = [zone.sources["AERIAL_RGBI"]]
+    plan = plan_map(zone, model_ref(CheapModel()), map_sizes(zone), 1024)
+    sources = [zone.rasters["AERIAL_RGBI"]]
     before = _bytes_read()
     for block in plan.blocks():
         (row0, row1), (col0, col1) = plan.extent(block)
@@ -175,7 +176,7 @@ def graph(folder: Path) -> dict[str, float]:
     """Size and time of a graph of 10,000 blocks; building it calls no network."""
     path = folder / "sparse.tif"
     _sparse(path, 100 * 512)
-    zone = build_zone([RasterRequest("AERIAL_RGBI", path)], window_px=512, margin_px=0)
+    zone = build_zone([RasterRequest("AERIAL_RGBI", path)], suggested={"window_px": 512, "margin_px": 0})
     model = CheapModel()
     model.network.forward = None  # type: ignore[assignment]
     made: list[Any] = []
@@ -211,7 +212,9 @@ def one_memory_run(folder: Path, side_m: int) -> None:
 
     path = folder / f"{side_m}.tif"
     _sparse(path, side_m * 5)
-    zone = build_zone([RasterRequest("AERIAL_RGBI", path)], window_px=1024, margin_px=64, batch_size=2)
+    zone = build_zone(
+        [RasterRequest("AERIAL_RGBI", path)], suggested={"window_px": 1024, "margin_px": 64, "batch_size": 2}
+    )
     torch.set_num_threads(1)
     timing = measure(lambda: write_zone(zone, CheapModel(), folder / f"out{side_m}", "map", workers=2))  # type: ignore[arg-type]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

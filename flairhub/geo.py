@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
+from math import lcm
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
 ALIGNMENT_TOLERANCE_PX = 0.01
 """How far grids may be off before they count as different, in pixels of the finer grid."""
+
+MAX_RATIO_DENOMINATOR = 5
+"""Grids fit when the ratio of their pixels is a multiple of 1/5 at most: the published 10.24 m over 0.2 m is 256/5."""
 
 
 @dataclass(frozen=True)
@@ -179,3 +184,12 @@ def geopackage_time(day: str = "2000-01-01") -> Iterator[None]:
         yield
     finally:
         pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})
+
+
+def lattice_of(ratios: Sequence[Fraction]) -> int:
+    """Return the smallest number of finest pixels that is a whole number of pixels of every grid.
+
+    Args:
+        ratios: Finest pixels per pixel of each grid, all at least 1.
+    """
+    return lcm(*(ratio.numerator for ratio in ratios)) if ratios else 1

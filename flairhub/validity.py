@@ -43,7 +43,7 @@ def valid_pixels(
     valid: NDArray[np.bool_] | None = None
     needs_all = values.dtype.kind == "f" or every_band
     for band in bands:
-        band_valid = _band_valid(values[..., band, :, :], _nodata_of(nodata, band))
+        band_valid = _band_valid(values[..., band, :, :], nodata_of(nodata, band))
         if needs_all:
             valid = valid if band_valid is None else band_valid if valid is None else valid & band_valid
             continue
@@ -73,7 +73,8 @@ def resized(valid: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool
     return valid[..., rows[:, None], cols]
 
 
-def _nodata_of(nodata: Nodata, band: int) -> float | None:
+def nodata_of(nodata: Nodata, band: int) -> float | None:
+    """Nodata of one band, counted from 0."""
     return nodata[band] if isinstance(nodata, Sequence) else nodata
 
 

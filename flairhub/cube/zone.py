@@ -25,7 +25,7 @@ CACHE_BYTES = 128 * 2**20
 _AGAIN = "Ingest again with --overwrite."
 
 
-class _ChunkCache:
+class ChunkCache:
     """Decoded chunks, the least recently used one goes first; threads may share it."""
 
     def __init__(self, limit: int):
@@ -49,7 +49,7 @@ class _ChunkCache:
                 self._held -= self._chunks.popitem(last=False)[1].nbytes
 
 
-_CACHE = _ChunkCache(CACHE_BYTES)
+_CACHE = ChunkCache(CACHE_BYTES)
 
 
 class ZoneArray:
@@ -161,7 +161,8 @@ class ZoneCube:
                 self.arrays[f"{name}/{kind}"] = ZoneArray(held[kind], name=f"{name}/{kind}", store=path, plan=plan)
 
     def read(self, name: str, rows: Span, cols: Span) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
-        """Return a region of a modality: values (..., y, x), and the validity mask (y, x) or None."""
+        """Return a region of a modality: values (..., y, x), and the validity mask or None: (y, x), or (time, y, x)
+        of a series (in cubes that know it per date)."""
         mask = self.arrays[f"{name}/{VALID}"].read(rows, cols) > 0 if self.layers[name].has_mask else None
         return self.arrays[f"{name}/{DATA}"].read(rows, cols), mask
 
@@ -214,7 +215,14 @@ def _layer(name: str, group: Any) -> ZoneLayer:
         dates = days.astype(np.int64).astype("datetime64[D]")
     box = GeoBox(facts["crs_wkt"], x_min, y_max, x_res, -y_res, shape[-2], shape[-1])
     return ZoneLayer(
-        name, box, tuple(facts["bands"]), str(group[DATA].dtype), facts["nodata"], facts["has_mask"], dates
+        name=name,
+        geobox=box,
+        bands=tuple(facts["bands"]),
+        dtype=str(group[DATA].dtype),
+        nodata=tuple(facts["nodata"]) if isinstance(facts["nodata"], list) else facts["nodata"],
+        has_mask=facts["has_mask"],
+        dates=dates,
+        alpha=facts.get("alpha"),
     )
 
 

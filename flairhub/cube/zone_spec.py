@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +10,7 @@ from numpy.typing import NDArray
 from flairhub.cube.codecs import ChunkCodec
 from flairhub.cube.spec import codec_for
 from flairhub.geo import GeoBox
+from flairhub.validity import Nodata
 
 ZONE_FORMAT = 1
 
@@ -39,18 +38,20 @@ class ZoneLayer:
         geobox: Its grid.
         bands: Names of the bands, of one date.
         dtype: numpy name.
-        nodata: Declared nodata value, or None.
+        nodata: Declared nodata value, of all bands or per band, or None.
         has_mask: A validity mask belongs to it.
         dates: (time,) datetime64[D] of a series; None for images.
+        alpha: Number (from 1) of a band marked as opacity that may be data all the same.
     """
 
     name: str
     geobox: GeoBox
     bands: tuple[str, ...]
     dtype: str
-    nodata: float | None = None
+    nodata: Nodata = None
     has_mask: bool = False
     dates: NDArray[np.datetime64] | None = None
+    alpha: int | None = None
 
     @property
     def leading(self) -> tuple[int, ...]:
@@ -67,21 +68,15 @@ class ZoneLayer:
         """Names of the axes of `shape`."""
         return ("band", "y", "x") if self.dates is None else ("time", "band", "y", "x")
 
+    @property
+    def mask_shape(self) -> tuple[int, ...]:
+        """Of the validity mask: (y, x) or (time, y, x)."""
+        return (*self.leading[:-1], self.geobox.height, self.geobox.width)
 
-@dataclass(frozen=True)
-class ZoneRaster:
-    """One raster of an area and how to get its pixels.
-
-    Attributes:
-        layer: What it is.
-        read: Takes rows and columns in its own pixels, returns values (..., y, x) as in `layer.shape` and the validity
-            mask (y, x), None where it has none.
-        facts: What identifies the source (path, size, time of change), JSON-ready.
-    """
-
-    layer: ZoneLayer
-    read: Callable[[Span, Span], tuple[NDArray[Any], NDArray[np.bool_] | None]]
-    facts: Mapping[str, Any]
+    @property
+    def mask_dims(self) -> tuple[str, ...]:
+        """Names of the axes of `mask_shape`."""
+        return tuple(dim for dim in self.dims if dim != "band")
 
 
 @dataclass(frozen=True)

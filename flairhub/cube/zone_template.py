@@ -23,6 +23,7 @@ from flairhub.cube.zone_spec import (
     tiling_of,
 )
 from flairhub.geo import GeoBox
+from flairhub.validity import Nodata
 
 DAY_ATTRIBUTES = {"units": "days since 1970-01-01", "calendar": "proleptic_gregorian", "standard_name": "time"}
 
@@ -64,11 +65,12 @@ def _create_layer(root: Any, layer: ZoneLayer, codec: str) -> None:
         "crs_wkt": box.crs_wkt,
         "nodata": layer.nodata,
         "has_mask": layer.has_mask,
+        **({} if layer.alpha is None else {"alpha": layer.alpha}),
     }
     group = root.create_group(layer.name, attributes=attributes)
     _create_tiled(group, DATA, layer.shape, layer.dims, layer.dtype, tiling, data_codec(codec, layer), layer.nodata)
     if layer.has_mask:
-        _create_tiled(group, VALID, layer.shape[-2:], ("y", "x"), "uint8", tiling, MASK_CODEC, None)
+        _create_tiled(group, VALID, layer.mask_shape, layer.mask_dims, "uint8", tiling, MASK_CODEC, None)
     write_table(group, "band", np.array(layer.bands), ("band",))
     if layer.dates is not None:
         days = layer.dates.astype("datetime64[D]").astype(np.int32)
@@ -87,7 +89,7 @@ def _create_tiled(
     dtype: str,
     tiling: Tiling,
     codec: ChunkCodec,
-    nodata: float | None,
+    nodata: Nodata,
 ) -> None:
     leading = shape[:-2]
     attributes: dict[str, Any] = {"grid_mapping": "spatial_ref", "coordinates": "spatial_ref"}
@@ -101,7 +103,7 @@ def _create_tiled(
         fill_value=float("nan") if np.dtype(dtype).kind == "f" else 0,
         dimension_names=dims,
         # Under this name rioxarray finds it, and xarray leaves the values as they are.
-        attributes=attributes if nodata is None else {**attributes, "nodata": nodata},
+        attributes={**attributes, "nodata": nodata} if isinstance(nodata, int | float) else attributes,
     )
 
 

@@ -5,18 +5,16 @@ from flairhub.inference.extras import Extras
 from flairhub.inference.forward import Style
 from flairhub.inference.lazy import predict_zone
 from flairhub.inference.mapped import block_template, predict_block_dataset
+from flairhub.inference.plan import Sizes
 from flairhub.inference.run import MapFile, ZonalResult, write_zone
-from flairhub.inference.zone import RasterRequest, Zone, build_zone
 
 __all__ = [
     "Extras",
     "MapFile",
-    "RasterRequest",
+    "Sizes",
     "Style",
     "ZonalResult",
-    "Zone",
     "block_template",
-    "build_zone",
     "open_zone",
     "predict_block_dataset",
     "predict_zone",

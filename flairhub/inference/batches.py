@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from flairhub.data.batch import Batch, PreparedBatch
 from flairhub.data.prepare import Preparation, prepare_batch
-from flairhub.inference.rasters import RasterSource, read_dated, read_region, to_finest, valid_pixels
-from flairhub.inference.zone import Zone
 from flairhub.timeseries import Series, SeriesPreparation, prepare_series
+from flairhub.validity import resized
+from flairhub.zones import Pixels, Raster, Zone
 
 
 @dataclass(frozen=True)
@@ -24,18 +24,14 @@ class BlockPixels:
     Attributes:
         top: First row of the region, finest pixels; may be negative (mirrored).
         left: First column.
-        values: (band, y, x) or (time, band, y, x) by modality.
-        valid: (y, x) bool by modality; None = everywhere.
-        quality: (time, band, y, x) by series that is filtered.
-        dated: (time, y, x) bool by series whose patches differ in their dates: where there is an image of that date.
+        inputs: By modality.
+        quality: By series that is filtered.
     """
 
     top: int
     left: int
-    values: Mapping[str, NDArray[Any]]
-    valid: Mapping[str, NDArray[np.bool_] | None]
-    quality: Mapping[str, NDArray[Any]]
-    dated: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    inputs: Mapping[str, Pixels]
+    quality: Mapping[str, Pixels]
 
 
 def read_block(
@@ -49,25 +45,18 @@ def read_block(
         rows: First row and one past the last, finest pixels on the lattice; may lie outside the zone.
         cols: Likewise for columns.
     """
-    values, valid, quality, dated = {}, {}, {}, {}
+    inputs, quality = {}, {}
     for name, preparation in preparations.items():
-        source = zone.sources[name]
-        values[name], mask = read_region(source, *_own(source, rows, cols))
-        heights = getattr(preparation, "elevation", None) is not None
-        good = valid_pixels(source, values[name], mask, preparation.channels, every_band=heights)
-        valid[name] = None if good.all() else good
+        region = _scaled(rows, zone.ratio(name)), _scaled(cols, zone.ratio(name))
+        inputs[name] = zone.rasters[name].read(*region, preparation.channels)
         if isinstance(preparation, SeriesPreparation) and preparation.cloud_filter is not None:
-            quality[name] = read_region(zone.quality[name], *_own(zone.quality[name], rows, cols))[0]
-        having = read_dated(source, *_own(source, rows, cols))
-        if having is not None:
-            dated[name] = having
-    return BlockPixels(rows[0], cols[0], values, valid, quality, dated)
+            quality[name] = zone.quality[name].read(*region)
+    return BlockPixels(rows[0], cols[0], inputs, quality)
 
 
-def _own(source: RasterSource, rows: tuple[int, int], cols: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Rows and columns in the source's own pixels."""
-    own_rows = (int(rows[0] / source.ratio), int(rows[1] / source.ratio))
-    return own_rows, (int(cols[0] / source.ratio), int(cols[1] / source.ratio))
+def _scaled(span: tuple[int, int], ratio: Fraction) -> tuple[int, int]:
+    """A range of finest pixels in pixels of a raster."""
+    return int(span[0] / ratio), int(span[1] / ratio)
 
 
 def valid_region(
@@ -86,16 +75,19 @@ def valid_region(
         (y, x) bool.
     """
     result = np.full((rows[1] - rows[0], cols[1] - cols[0]), not any_input, dtype=bool)
-    if any_input and any(valid is None for valid in pixels.valid.values()):
-        return ~result
     part = (
         slice(rows[0] - pixels.top, rows[1] - pixels.top),
         slice(cols[0] - pixels.left, cols[1] - pixels.left),
     )
-    for name, valid in pixels.valid.items():
-        if valid is not None:
-            own = to_finest(valid, zone.sources[name].ratio)[part]
-            result = result | own if any_input else result & own
+    for name, one in pixels.inputs.items():
+        anywhere, ratio = one.anywhere, zone.ratio(name)
+        if anywhere is None:
+            if any_input:
+                return np.ones_like(result)
+            continue
+        height, width = anywhere.shape
+        on_finest = resized(anywhere, (int(height * ratio), int(width * ratio)))[part]
+        result = result | on_finest if any_input else result & on_finest
     return result
 
 
@@ -104,6 +96,7 @@ def make_batch(
     pixels: BlockPixels,
     preparations: Mapping[str, Preparation],
     starts: Sequence[tuple[int, int]],
+    window_px: int,
     device: str,
 ) -> tuple[PreparedBatch, NDArray[np.bool_]]:
     """Cut windows from a block and prepare them as training does.
@@ -113,65 +106,63 @@ def make_batch(
         pixels: The block that holds the windows.
         preparations: By modality, in network order.
         starts: First row and column of every window, finest pixels.
+        window_px: Window length, finest pixels.
         device: Where the network is.
 
     Returns:
         The batch, series padded to the longest with masked dates; and (window,) bool, False where no modality has
         anything to show (a series without a usable date and no image beside it).
     """
-    inputs, dates, masks = {}, {}, {}
+    inputs: dict[str, torch.Tensor] = {}
+    dates: dict[str, torch.Tensor] = {}
+    masks: dict[str, torch.Tensor] = {}
+    valid: dict[str, torch.Tensor] = {}
+    present: dict[str, torch.Tensor] = {}
     has_data = np.zeros(len(starts), dtype=bool)
     for name, preparation in preparations.items():
-        cuts = [_cut(zone, pixels, name, start) for start in starts]
+        cuts = [_cut(pixels, start, window_px, zone.ratio(name)) for start in starts]
+        source = pixels.inputs[name]
         if isinstance(preparation, SeriesPreparation):
-            series = [_prepared_series(zone, pixels, name, preparation, cut) for cut in cuts]
+            series = [_prepared_series(zone.rasters[name], pixels, preparation, cut) for cut in cuts]
             inputs[name], dates[name], masks[name] = _pad(series)
             has_data |= masks[name].numpy().any(axis=1)
-        else:
-            inputs[name] = torch.from_numpy(np.stack([pixels.values[name][cut] for cut in cuts]))
-            has_data[:] = True
-    batch = Batch(inputs, dates, masks, {}, torch.arange(len(starts)))
-    prepared = prepare_batch(batch, preparations, device)
-    for name, values in prepared.inputs.items():
-        valid = pixels.valid[name]
-        if valid is not None:
-            good = torch.from_numpy(np.stack([valid[_cut(zone, pixels, name, start)[1:]] for start in starts]))
+            continue
+        inputs[name] = torch.from_numpy(np.stack([source.values[(..., *cut)] for cut in cuts]))
+        has_data[:] = True
+        if source.valid is not None:
+            windows = np.stack([source.valid[cut] for cut in cuts])
+            valid[name] = torch.from_numpy(windows)
             # An input that is nowhere in the window is dropped, as in training.
-            somewhere = good.flatten(1).any(dim=1)
-            if name in prepared.masks:
-                prepared.masks[name] &= somewhere.to(device)[:, None]
-            elif not somewhere.all():
-                prepared.present[name] = somewhere.to(device)
-            extra = (1,) * (values.ndim - 3)
-            values = values.masked_fill(~good.view(len(starts), *extra, *good.shape[-2:]).to(device), 0.0)
-        if not zone.sources[name].is_integer:
-            values = torch.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
-        prepared.inputs[name] = values
-    return prepared, has_data
+            somewhere = windows.any(axis=(1, 2))
+            if not somewhere.all():
+                present[name] = torch.from_numpy(somewhere)
+    batch = Batch(inputs, dates, masks, {}, torch.arange(len(starts)), present, valid)
+    return prepare_batch(batch, preparations, device), has_data
 
 
-def _cut(zone: Zone, pixels: BlockPixels, name: str, start: tuple[int, int]) -> tuple[Any, slice, slice]:
-    ratio = zone.sources[name].ratio
+def _cut(pixels: BlockPixels, start: tuple[int, int], window_px: int, ratio: Fraction) -> tuple[slice, slice]:
     top, left = int((start[0] - pixels.top) / ratio), int((start[1] - pixels.left) / ratio)
-    length = int(zone.window_px / ratio)
-    return ..., slice(top, top + length), slice(left, left + length)
+    length = int(window_px / ratio)
+    return slice(top, top + length), slice(left, left + length)
 
 
 def _prepared_series(
-    zone: Zone, pixels: BlockPixels, name: str, preparation: SeriesPreparation, cut: tuple[Any, slice, slice]
+    raster: Raster, pixels: BlockPixels, preparation: SeriesPreparation, cut: tuple[slice, slice]
 ) -> Series:
-    values, source = pixels.values[name][cut], zone.sources[name]
-    if not source.is_integer and source.nodata is not None:
-        values = np.where(values == np.asarray(source.nodata, dtype=values.dtype), np.nan, values).astype(values.dtype)
-    quality = pixels.quality[name][cut] if name in pixels.quality else None
-    dates = zone.dates[name]
-    if name in pixels.dated:
-        valid = pixels.valid[name]
-        # A date counts where the whole window has an image of it; where there is no patch at all, none is expected.
-        having = pixels.dated[name][cut] | (False if valid is None else ~valid[cut[1:]])
-        keep = having.all(axis=(1, 2))
-        values, dates, quality = values[keep], dates[keep], None if quality is None else quality[keep]
-    return prepare_series(values, dates, quality, preparation)
+    assert raster.dates is not None
+    source, quality = pixels.inputs[raster.name], pixels.quality.get(raster.name)
+    return prepare_series(
+        source.values[(..., *cut)],
+        raster.dates,
+        None if quality is None else quality.values[(..., *cut)],
+        preparation,
+        _part(source.valid, cut),
+        None if quality is None else _part(quality.valid, cut),
+    )
+
+
+def _part(valid: NDArray[np.bool_] | None, cut: tuple[slice, slice]) -> NDArray[np.bool_] | None:
+    return None if valid is None else valid[(..., *cut)]
 
 
 def _pad(series: Sequence[Series]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -181,6 +172,6 @@ def _pad(series: Sequence[Series]) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     dates = np.zeros((len(series), n_times), dtype=np.int32)
     masks = np.zeros((len(series), n_times), dtype=bool)
     for row, one in enumerate(series):
-        n_own = len(one.offsets)
-        values[row, :n_own], dates[row, :n_own], masks[row, :n_own] = one.values, one.offsets, one.valid
+        length = len(one.offsets)
+        values[row, :length], dates[row, :length], masks[row, :length] = one.values, one.offsets, one.valid
     return torch.from_numpy(values), torch.from_numpy(dates), torch.from_numpy(masks)

@@ -5,24 +5,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import islice, product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flairhub.errors import UsageError, ZoneError
 from flairhub.inference.batches import BlockPixels, make_batch, read_block, valid_region
-from flairhub.inference.blend import touching, weights_of
 from flairhub.inference.execute import Stopped
-from flairhub.inference.forward import PLAIN, Output, Style, read_probabilities, window_outputs
+from flairhub.inference.forward import Output, read_probabilities, window_outputs
 from flairhub.inference.network import LoadedNetwork, ModelRef, load
-from flairhub.inference.resample import Taps, output_length, resample, taps
-from flairhub.inference.windows import AxisWindows, block_edges
-from flairhub.inference.zone import Zone
+from flairhub.inference.plan import MapPlan
+from flairhub.inference.resample import Taps, resample, taps
+from flairhub.inference.windows import AxisWindows, touching, weights_of
 from flairhub.tasks import IGNORE_INDEX
-from flairhub.timeseries import SeriesPreparation, check_channels
 
 OUTPUTS: tuple[Output, ...] = ("class", "confidence", "probabilities", "scaled")
 """`class` uint8; `confidence` = highest probability and `probabilities` float32; `scaled` = uint8
@@ -30,137 +26,6 @@ round(255 x probability)."""
 
 NODATA: dict[Output, Any] = {"class": IGNORE_INDEX, "confidence": np.nan, "probabilities": np.nan, "scaled": 0}
 DTYPES: dict[Output, str] = {"class": "uint8", "confidence": "float32", "probabilities": "float32", "scaled": "uint8"}
-MAX_BLOCK_PX = 2048
-BLOCK_BYTES = 256_000_000
-"""Default blocks have at most so many pixels along an axis and so many bytes of source pixels."""
-
-
-@dataclass(frozen=True)
-class MapPlan:
-    """How a zone is cut into windows and blocks: facts only, small, known before any pixel is read.
-
-    Attributes:
-        zone: The rasters.
-        rows: Windows along y.
-        cols: Windows along x.
-        ratio: Finest pixels per output pixel.
-        row_edges: Block edges along y, output pixels.
-        col_edges: Block edges along x.
-        batch_size: Windows per call of the network.
-        tasks: (name, number of classes) of what is predicted.
-        style: Blending, precision, flips, missing inputs.
-    """
-
-    zone: Zone
-    rows: AxisWindows
-    cols: AxisWindows
-    ratio: Fraction
-    row_edges: tuple[int, ...]
-    col_edges: tuple[int, ...]
-    batch_size: int
-    tasks: tuple[tuple[str, int], ...]
-    style: Style = PLAIN
-
-    @property
-    def n_blocks(self) -> tuple[int, int]:
-        """Blocks along y and x."""
-        return len(self.row_edges) - 1, len(self.col_edges) - 1
-
-    @property
-    def n_windows(self) -> int:
-        """Windows that cover the zone."""
-        return self.rows.count * self.cols.count
-
-    @property
-    def recompute_factor(self) -> float:
-        """Pixels the network sees per pixel of the zone."""
-        box = self.zone.geobox
-        return self.n_windows * self.rows.window**2 / (box.height * box.width)
-
-    def blocks(self) -> Iterator[tuple[int, int]]:
-        """Row and column numbers of all blocks."""
-        return product(range(self.n_blocks[0]), range(self.n_blocks[1]))
-
-    def extent(self, block: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-        """First row and one past the last, and the same for columns, of a block in output pixels."""
-        row, col = block
-        return (self.row_edges[row], self.row_edges[row + 1]), (self.col_edges[col], self.col_edges[col + 1])
-
-
-def plan_map(
-    zone: Zone,
-    model: ModelRef,
-    block_px: int | None = None,
-    batch_size: int | None = None,
-    style: Style = PLAIN,
-) -> MapPlan:
-    """Lay windows and blocks over a zone and check that the model can read it.
-
-    Args:
-        zone: The rasters.
-        model: What the network takes and predicts.
-        block_px: Largest block in output pixels; None = 2048, or less where that is more than 256 MB of pixels.
-        batch_size: Windows per call of the network; None = the zone's.
-        style: Blending, precision, flips, missing inputs.
-
-    Raises:
-        ZoneError: The zone lacks an input of the model, or its bands do not fit.
-        UsageError: Window, margin, block or batch size cannot be.
-    """
-    check_inputs(zone, model)
-    rows, cols = zone.axes()
-    ratio = zone.ratio
-    size = zone.batch_size if batch_size is None else batch_size
-    if size < 1:
-        raise UsageError(f"batch_size: got {size}, expected at least 1.")
-    block = default_block(zone, model, rows.step, style) if block_px is None else block_px
-    row_edges = block_edges(output_length(rows.length, ratio), block, ratio, rows)
-    col_edges = block_edges(output_length(cols.length, ratio), block, ratio, cols)
-    names = tuple((task.label, task.n_classes) for task in model.tasks)
-    return MapPlan(zone, rows, cols, ratio, row_edges, col_edges, size, names, style)
-
-
-def default_block(zone: Zone, model: ModelRef, step: int, style: Style = PLAIN) -> int:
-    """Return a block length in output pixels that bounds the memory of a block, at least one window's core."""
-    sources = [zone.sources[name] for name in model.preparations]
-    per_px = sum(
-        source.n_bands * max(source.n_dates, 1) * np.dtype(source.dtype).itemsize / float(source.ratio) ** 2
-        for source in sources
-    )
-    if zone.ratio != 1 or style.blend:
-        per_px += 4 * sum(task.n_classes for task in model.tasks)
-    fine = max(int((BLOCK_BYTES / per_px) ** 0.5), step)
-    return min(MAX_BLOCK_PX, max(1, int(fine / zone.ratio)))
-
-
-def check_inputs(zone: Zone, model: ModelRef) -> None:
-    """Raise ZoneError unless the zone has what the model takes."""
-    for name, preparation in model.preparations.items():
-        source = zone.sources.get(name)
-        if source is None:
-            raise ZoneError(
-                f"the model takes {name}, but the zone has only {', '.join(zone.sources)}. "
-                f"Enable modalities.inputs.{name} and give its raster."
-            )
-        try:
-            check_channels(preparation.channels or (), source.n_bands)
-        except UsageError as error:
-            raise ZoneError(f"{name}: {source.path}: {error}") from None
-        if isinstance(preparation, SeriesPreparation) != bool(source.n_dates):
-            raise ZoneError(f"{name}: the model and the zone disagree on whether it is a time series.")
-        if isinstance(preparation, SeriesPreparation):
-            if preparation.cloud_filter is not None and name not in zone.quality:
-                raise ZoneError(
-                    f"{name}: the model filters clouds, but the zone has no quality mask. "
-                    f"Give modalities.{name}.filter_clouds_img_path (with cube: ingest again with it)."
-                )
-        elif preparation.elevation is not None and source.n_bands != 2:
-            raise ZoneError(f"{name}: {source.path} has {source.n_bands} bands, expected 2 (DSM, DTM).")
-        elif preparation.means and len(preparation.means) != preparation.n_channels(source.n_bands):
-            raise ZoneError(
-                f"{name}: {source.path} gives {preparation.n_channels(source.n_bands)} channels, but the model "
-                f"normalises {len(preparation.means)}."
-            )
 
 
 def predict_block(
@@ -232,7 +97,7 @@ def _predict_fine(
         for task, n in plan.tasks
         for output in outputs
     }
-    for batch in _batched(needed, plan.batch_size):
+    for batch in _batched(needed, plan.sizes.batch_size):
         _predict_cores(run, batch, values, valid)
     return values, valid
 
@@ -261,8 +126,10 @@ class _Run:
         plan, starts, n_windows = self.plan, [part.start for part in parts], len(parts)
         if wants_one_shape(self.network.device):
             # The last batch of a block is filled up with its last window.
-            starts += starts[-1:] * (plan.batch_size - n_windows)
-        batch, has_data = make_batch(plan.zone, self.pixels, self.model.preparations, starts, self.network.device)
+            starts += starts[-1:] * (plan.sizes.batch_size - n_windows)
+        batch, has_data = make_batch(
+            plan.zone, self.pixels, self.model.preparations, starts, plan.rows.window, self.network.device
+        )
         size = (plan.rows.window, plan.cols.window)
         found = window_outputs(self.network, batch, size, plan.tasks, outputs, plan.style, crop)
         return {key: values[:n_windows] for key, values in found.items()}, has_data[:n_windows]
@@ -333,7 +200,7 @@ def _blended(
     plan, everything = run.plan, (slice(None), slice(None))
     sums = {task: np.zeros((n, *shape), dtype=np.float32) for task, n in plan.tasks}
     total = np.zeros(shape, dtype=np.float32)
-    for parts in _batched(needed, plan.batch_size):
+    for parts in _batched(needed, plan.sizes.batch_size):
         found, has_data = run.predict(parts, ("probabilities",), everything)
         for number, part in enumerate(parts):
             if not has_data[number]:

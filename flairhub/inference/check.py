@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,20 +14,27 @@ from numpy.typing import NDArray
 
 from flairhub.config import ZonalConfig
 from flairhub.errors import ConfigError, FlairhubError
-from flairhub.inference.block import MapPlan, plan_map
 from flairhub.inference.configured import extras_of, open_zone, style_of, zone_model
 from flairhub.inference.network import ModelRef
 from flairhub.inference.outputs import stored_bands
-from flairhub.inference.rasters import RasterSource, read_dated, read_region, valid_pixels
-from flairhub.inference.values import compare_values
-from flairhub.inference.zone import Zone
+from flairhub.inference.plan import MapPlan, map_sizes, plan_map, source_bytes_per_px
 from flairhub.modalities import MODALITIES
-from flairhub.prepare import ImagePreparation
+from flairhub.prepare import ImagePreparation, prepare_image
 from flairhub.timeseries import CLOUD_BAND, SNOW_BAND, CloudFilter, SeriesPreparation, keep_dates
+from flairhub.zones import Pixels, Raster, Zone
 
 SAMPLES_PER_AXIS = 4
 SAMPLE_PX = 64
 """A raster is judged by so many squares of so many pixels, spread evenly."""
+
+_FAR = 4.0
+"""Means farther off than so many standard deviations are no other landscape."""
+
+_SWAPPED = 0.5
+"""Channels count as swapped when another order brings the mean distance from above this to below half of itself."""
+
+_MAX_CHANNELS = 6
+_SCALE = 8.0
 
 Level = Literal["trouble", "note"]
 
@@ -92,13 +99,13 @@ def check_zonal(config: ZonalConfig) -> CheckReport:
     ref = _collect(report, lambda: zone_model(config, zone))
     if ref is None:
         return report
-    plan = _collect(report, lambda: plan_map(zone, ref, config.block_px, config.batch_size, style_of(config)))
+    plan = _collect(report, lambda: plan_map(zone, ref, map_sizes(zone), config.block_px, style_of(config)))
     if plan is None:
         return report
     _collect(report, lambda: extras_of(config))
     for name, preparation in ref.preparations.items():
         _look_at(report, zone, name, preparation)
-    _cost_facts(report, plan, ref, config)
+    _size_facts(report, plan, ref, config)
     return report
 
 
@@ -124,39 +131,34 @@ def _grid_facts(report: CheckReport, zone: Zone) -> None:
     box = zone.geobox
     area_km2 = box.height * box.x_res * box.width * box.y_res / 1e6
     report.facts.append(("zone", f"{box.height} x {box.width} px of {box.x_res:g} m, {area_km2:.3g} km2"))
-    for source in [*zone.sources.values(), *zone.quality.values()]:
-        dates = f"{source.n_dates} dates x " if source.n_dates else ""
-        own = source.geobox
-        report.facts.append(
-            (
-                source.name,
-                f"{own.height} x {own.width} px of {own.x_res:g} m, {dates}{source.n_bands} bands {source.dtype}",
-            )
-        )
-        _compare_with_published(report, source)
+    for raster in zone.everything:
+        dates = "" if raster.dates is None else f"{len(raster.dates)} dates x "
+        grid = raster.geobox
+        bands = f"{len(raster.bands)} bands {raster.dtype}"
+        report.facts.append((raster.name, f"{grid.height} x {grid.width} px of {grid.x_res:g} m, {dates}{bands}"))
+        _compare_with_published(report, raster)
 
 
-def _compare_with_published(report: CheckReport, source: RasterSource) -> None:
-    row, size = MODALITIES[source.name], source.geobox.x_res
-    found, expected = np.dtype(source.dtype), np.dtype(row.dtype)
-    if found.kind in "iu" and expected.kind in "iu" and found.itemsize < expected.itemsize and row.is_input:
+def _compare_with_published(report: CheckReport, raster: Raster) -> None:
+    row, size = MODALITIES[raster.name], raster.geobox.x_res
+    dtype, expected = np.dtype(raster.dtype), np.dtype(row.dtype)
+    if dtype.kind in "iu" and expected.kind in "iu" and dtype.itemsize < expected.itemsize and row.is_input:
         report.trouble(
-            f"{source.name}: {source.path} has {found.itemsize * 8}-bit pixels ({source.dtype}), published are "
+            f"{raster.name}: {raster.where} has {dtype.itemsize * 8}-bit pixels ({dtype}), published are "
             f"{expected.itemsize * 8}-bit ({row.dtype}). A stretched picture for viewing? Give the original values."
         )
-    elif found != expected and row.is_input:
-        report.note(f"{source.name}: pixels are {source.dtype}, published are {row.dtype}.")
+    elif dtype != expected and row.is_input:
+        report.note(f"{raster.name}: pixels are {dtype}, published are {row.dtype}.")
     if not 0.8 < size / row.gsd_m < 1.25:
         report.note(
-            f"{source.name}: pixels of {size:g} m, published are {row.gsd_m:g} m. "
+            f"{raster.name}: pixels of {size:g} m, published are {row.gsd_m:g} m. "
             f"A network knows only the resolution it was trained at."
         )
 
 
-def _samples(source: RasterSource) -> Iterator[tuple[NDArray[Any], NDArray[np.bool_] | None]]:
-    box = source.geobox
-    for row, col in product(_spots(box.height), _spots(box.width)):
-        yield read_region(source, row, col)
+def _samples(raster: Raster, channels: tuple[int, ...] | None) -> Iterator[Pixels]:
+    for row, col in product(_spots(raster.geobox.height), _spots(raster.geobox.width)):
+        yield raster.read(row, col, channels)
 
 
 def _spots(length: int) -> list[tuple[int, int]]:
@@ -166,46 +168,50 @@ def _spots(length: int) -> list[tuple[int, int]]:
 
 
 def _look_at(report: CheckReport, zone: Zone, name: str, preparation: ImagePreparation | SeriesPreparation) -> None:
-    source = zone.sources[name]
+    raster = zone.rasters[name]
     try:
+        samples = list(_samples(raster, preparation.channels))
+        share = float(np.mean([1.0 if one.anywhere is None else one.anywhere.mean() for one in samples]))
+        if share < 1:
+            report.facts.append((f"{name}: sampled pixels with data", f"{share:.1%}"))
+        if share == 0:
+            report.trouble(f"{name}: {raster.where} has no data in any of {len(samples)} sampled squares.")
+            return
         if isinstance(preparation, SeriesPreparation):
             if preparation.cloud_filter is not None:
                 _look_at_clouds(report, zone, name, preparation.cloud_filter)
             return
-        samples = list(_samples(source))
     except FlairhubError as error:
         report.trouble(str(error))
         return
-    good = [valid_pixels(source, values, mask, preparation.channels) for values, mask in samples]
-    share = float(np.mean([mask.mean() for mask in good]))
-    if share < 1:
-        report.facts.append((f"{name}: sampled pixels with data", f"{share:.1%}"))
-    if share == 0:
-        report.trouble(f"{name}: {source.path} has no data in any of {len(samples)} sampled squares.")
-        return
-    pixels = np.concatenate([values[:, mask] for (values, _), mask in zip(samples, good, strict=True)], axis=1)
-    for level, text in compare_values(pixels, preparation, f"{name}: {source.path}"):
+    pixels = np.concatenate(
+        [one.values.reshape(len(one.values), -1) if one.valid is None else one.values[:, one.valid] for one in samples],
+        axis=1,
+    )
+    for level, text in compare_values(pixels, preparation, f"{name}: {raster.where}"):
         report.findings.append(Finding(level, text))
 
 
 def _look_at_clouds(report: CheckReport, zone: Zone, name: str, rule: CloudFilter) -> None:
+    series, mask = zone.rasters[name], zone.quality[name]
+    assert series.dates is not None
     clear, kept = [], []
-    mask = zone.quality[name]
     for row, col in product(_spots(mask.geobox.height), _spots(mask.geobox.width)):
-        quality, having = read_region(mask, row, col)[0], read_dated(mask, row, col)
-        fine = (quality[:, SNOW_BAND] <= rule.max_snow) & (quality[:, CLOUD_BAND] <= rule.max_cloud)
-        clear.append(fine.mean(axis=(1, 2)))
-        # Patches of a region of interest may lack a date: where one does, the window does not use it.
-        whole = np.ones(len(quality), dtype=bool) if having is None else having.all(axis=(1, 2))
-        kept.append(keep_dates(quality, rule) & whole)
-        if quality.max() > 100:
+        source, quality = series.read(row, col), mask.read(row, col)
+        highest = int(np.where(_valid_of(quality)[:, None], quality.values, 0).max())
+        if highest > 100:
             report.trouble(
-                f"{mask.name}: {mask.path} has values up to {quality.max()}, expected "
+                f"{mask.name}: {mask.where} has values up to {highest}, expected "
                 f"probabilities of 0-100 percent. Is it the right raster?"
             )
             return
+        values = quality.values
+        fine = (values[:, SNOW_BAND] <= rule.max_snow) & (values[:, CLOUD_BAND] <= rule.max_cloud)
+        clear.append((fine & _valid_of(quality) & _valid_of(source)).mean(axis=(1, 2)))
+        keep = keep_dates(values, rule, source.valid, quality.valid)
+        kept.append(keep & _valid_of(source).any(axis=(1, 2)))
     shares, used = np.mean(clear, axis=0), np.mean(kept, axis=0)
-    days = [str(day) for day in zone.dates[name]]
+    days = [str(day) for day in series.dates]
     report.dates[name] = [(day, float(a), float(b)) for day, a, b in zip(days, shares, used, strict=True)]
     counts = np.sum(kept, axis=1)
     report.facts.append((f"{name}: dates used per sampled window", f"{counts.min()} to {counts.max()} of {len(days)}"))
@@ -213,30 +219,27 @@ def _look_at_clouds(report: CheckReport, zone: Zone, name: str, rule: CloudFilte
         report.note(f"{name}: the filter keeps no date in {int((counts == 0).sum())} of {len(counts)} sampled windows.")
 
 
-def _cost_facts(report: CheckReport, plan: MapPlan, ref: ModelRef, config: ZonalConfig) -> None:
-    from flairhub.inference.cost import forward_flops, machine_flops
+def _valid_of(pixels: Pixels) -> NDArray[np.bool_]:
+    """(time, y, x) validity of a series."""
+    values = pixels.values
+    return np.ones((len(values), *values.shape[-2:]), dtype=bool) if pixels.valid is None else pixels.valid
 
+
+def _size_facts(report: CheckReport, plan: MapPlan, ref: ModelRef, config: ZonalConfig) -> None:
     report.facts.append(("windows", f"{plan.n_windows} of {plan.rows.window} px, {plan.cols.step} px apart"))
     report.facts.append(("blocks", f"{plan.n_blocks[0]} x {plan.n_blocks[1]}"))
     report.facts.append(("pixels computed per pixel", f"{plan.recompute_factor:.2f}"))
-    per_px = sum(
-        source.n_bands * max(source.n_dates, 1) * np.dtype(source.dtype).itemsize / float(source.ratio) ** 2
-        for source in plan.zone.sources.values()
-    )
+    per_px = source_bytes_per_px(plan.zone, list(plan.zone.rasters))
     block = max(np.diff(plan.row_edges)) * max(np.diff(plan.col_edges)) * float(plan.ratio) ** 2
     workers = config.workers or config.num_worker or 2
     report.facts.append(("memory for source pixels", f"about {workers * 2 * block * per_px / 1e6:.0f} MB"))
-    box = plan.zone.output_geobox
+    box = plan.geobox
     stored = sum(stored_bands(task, config.output_type) for task in ref.tasks)
     need = 2 * box.height * box.width * stored
     report.facts.append(("disk, at most", f"{need / 1e6:.1f} MB"))
     free = shutil.disk_usage(_existing(config.output_path)).free
     if need > free:
         report.trouble(f"output_path: {free / 1e9:.1f} GB are free, the run may take {need / 1e9:.1f} GB.")
-    flops = forward_flops(plan, ref)
-    if flops is not None:
-        seconds = flops * plan.n_windows / machine_flops(ref.device)
-        report.facts.append(("time, roughly", f"{seconds / 60:.1f} min on {ref.device}"))
     if plan.recompute_factor > 6:
         report.note(
             f"margin: {plan.recompute_factor:.1f} pixels are computed per pixel. A larger window would be cheaper."
@@ -248,3 +251,89 @@ def _existing(path: Path) -> Path:
     while not path.exists():
         path = path.parent
     return path
+
+
+def compare_values(
+    pixels: NDArray[Any], preparation: ImagePreparation, where: str
+) -> list[tuple[Literal["trouble", "note"], str]]:
+    """Compare sampled pixels with the means and standard deviations that the model normalises by.
+
+    Args:
+        pixels: (band, sample) native values.
+        preparation: Of the model; without statistics there is nothing to compare.
+        where: Modality and file, for messages.
+
+    Returns:
+        (level, message) rows.
+    """
+    if preparation.normalisation != "custom":
+        return []
+    raw = prepare_image(pixels[:, None, :], preparation)[:, 0]
+    stds = np.asarray(preparation.stds)
+    found = raw.mean(axis=1) * stds + np.asarray(preparation.means)
+    spread = np.ptp(raw, axis=1)
+    shown = f"means {_listed(found)}, the model's {_listed(preparation.means)}"
+    if not spread.any():
+        return [("trouble", f"{where}: all sampled pixels have one value per channel ({shown}). Is the raster empty?")]
+    factor = _common_factor(found, preparation)
+    if factor is not None:
+        return [
+            (
+                "trouble",
+                f"{where}: values are about {factor} of the model's ({shown}). "
+                f"8-bit instead of 16-bit, or another unit? Give the original values.",
+            )
+        ]
+    distance = np.abs(raw.mean(axis=1))
+    order = _better_order(found, preparation)
+    if order is not None:
+        return [
+            (
+                "trouble",
+                f"{where}: the channels fit the model's statistics far better in the order {list(order)} ({shown}). "
+                f"Are the bands permuted? Reorder the bands of the raster.",
+            )
+        ]
+    if distance.max() > _FAR:
+        worst = int(distance.argmax())
+        return [
+            (
+                "trouble",
+                f"{where}: channel {worst + 1} lies {distance[worst]:.1f} standard deviations from what the model was "
+                f"trained on ({shown}). Wrong bands, units or raster?",
+            )
+        ]
+    if distance.max() > _FAR / 2:
+        return [("note", f"{where}: values differ from what the model was trained on ({shown}).")]
+    return []
+
+
+def _common_factor(found: NDArray[np.float64], preparation: ImagePreparation) -> str | None:
+    means = np.asarray(preparation.means)
+    # Heights may be anything; derived or single channels tell no factor.
+    if preparation.elevation is not None or (means <= 0).any() or (found <= 0).any():
+        return None
+    factors = found / means
+    if factors.min() > _SCALE:
+        return f"{np.median(factors):.0f}x"
+    return f"1/{1 / np.median(factors):.0f}" if factors.max() < 1 / _SCALE else None
+
+
+def _better_order(found: NDArray[np.float64], preparation: ImagePreparation) -> tuple[int, ...] | None:
+    n_channels = len(found)
+    if preparation.elevation is not None or not 2 <= n_channels <= _MAX_CHANNELS:
+        return None
+    means, stds = np.asarray(preparation.means), np.asarray(preparation.stds)
+
+    def cost(order: tuple[int, ...]) -> float:
+        return float(np.abs((found[list(order)] - means) / stds).mean())
+
+    as_is = cost(tuple(range(n_channels)))
+    best = min(permutations(range(n_channels)), key=cost)
+    if as_is < _SWAPPED or cost(best) > as_is / 2:
+        return None
+    return tuple(position + 1 for position in best)
+
+
+def _listed(values: Any) -> str:
+    return "(" + ", ".join(f"{value:.4g}" for value in values) + ")"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from flairhub.config import (
     WEIGHTS_KINDS,
@@ -20,10 +21,12 @@ from flairhub.inference.extras import Extras
 from flairhub.inference.forward import Style
 from flairhub.inference.network import ModelRef, bundle_ref, choose_device, published_ref
 from flairhub.inference.outputs import map_name
+from flairhub.inference.plan import map_sizes, output_geobox, plan_axes
+from flairhub.inference.resample import output_ratio
 from flairhub.inference.run import ZonalResult, check_absent, write_zone
-from flairhub.inference.zone import RasterRequest, Zone, build_zone, zone_of_cube
 from flairhub.progress import Progress
 from flairhub.timeseries import check_channels
+from flairhub.zones import RasterRequest, Zone, build_zone, zone_of_cube
 
 
 def open_zone(config: ZonalConfig | str | Path, *, all_masks: bool = False) -> Zone:
@@ -41,13 +44,16 @@ def open_zone(config: ZonalConfig | str | Path, *, all_masks: bool = False) -> Z
     config = _loaded(config)
     try:
         zone = _rasters_of(config, all_masks) if config.cube is None else _cube_of(config, all_masks)
+        sizes = map_sizes(zone)
+        plan_axes(zone, sizes)
+        output_geobox(zone, output_ratio(sizes.output_px_m, zone.geobox.x_res))
     except UsageError as error:
         raise ConfigError("zonal configuration", [str(error)]) from None
     for name, block in config.modalities.blocks():
         try:
-            check_channels(block.channels or (), zone.sources[name].n_bands)
+            check_channels(block.channels or (), len(zone.rasters[name].bands))
         except UsageError as error:
-            raise ZoneError(f"modalities.{name}.channels: {zone.sources[name].path}: {error}") from None
+            raise ZoneError(f"modalities.{name}.channels: {zone.rasters[name].where}: {error}") from None
     return zone
 
 
@@ -58,11 +64,8 @@ def _cube_of(config: ZonalConfig, all_masks: bool) -> Zone:
         config.cube,
         config.roi,
         config.modalities.active,
-        window_px=config.img_pixels_detection,
-        margin_px=config.margin,
-        output_px_m=config.output_px_meters,
-        batch_size=config.batch_size,
         without_mask=() if all_masks else unfiltered,
+        suggested=_suggested(config),
     )
 
 
@@ -81,14 +84,16 @@ def _rasters_of(config: ZonalConfig, all_masks: bool) -> Zone:
                 key=f"modalities.{name}",
             )
         )
-    return build_zone(
-        requests,
-        window_px=config.img_pixels_detection,
-        margin_px=config.margin,
-        output_px_m=config.output_px_meters,
-        batch_size=config.batch_size,
-        resample=config.align == "resample",
-    )
+    return build_zone(requests, resample=config.align == "resample", suggested=_suggested(config))
+
+
+def _suggested(config: ZonalConfig) -> dict[str, Any]:
+    return {
+        "window_px": config.img_pixels_detection,
+        "margin_px": config.margin,
+        "output_px_m": config.output_px_meters,
+        "batch_size": config.batch_size,
+    }
 
 
 def zone_model(config: ZonalConfig, zone: Zone) -> ModelRef:
@@ -112,7 +117,7 @@ def zone_model(config: ZonalConfig, zone: Zone) -> ModelRef:
         return ref.with_choice(preparations, tasks)
     from flairhub.models import network_spec
 
-    sizes = {name: int(zone.window_px / source.ratio) for name, source in zone.sources.items()}
+    sizes = {name: int(config.img_pixels_detection / zone.ratio(name)) for name in zone.rasters}
     spec = network_spec(config, sizes=sizes)
     return published_ref(path, spec, input_preparations(config), label_tasks(config), device)
 
@@ -165,7 +170,6 @@ def run_zonal(
         cog=config.cog_conversion,
         tiles=config.write_dataframe,
         block_px=config.block_px,
-        batch_size=config.batch_size,
         overwrite=overwrite,
         resume=resume,
         workers=workers or config.workers or config.num_worker or min(2, os.cpu_count() or 1),

@@ -1,4 +1,4 @@
-"""Lazy xarray: the rasters of a zone and the maps of a model, computed block by block when asked for."""
+"""The maps of a model as lazy xarray, computed block by block when asked for."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from flairhub.errors import UsageError
-from flairhub.inference.block import DTYPES, OUTPUTS, MapPlan, plan_map, predict_block
+from flairhub.inference.block import DTYPES, OUTPUTS, predict_block
 from flairhub.inference.forward import PLAIN, Output, Style
 from flairhub.inference.network import ModelRef, model_ref
-from flairhub.inference.rasters import RasterSource, read_region
-from flairhub.inference.zone import Zone, with_sizes
+from flairhub.inference.plan import MapPlan, map_sizes, plan_map
+from flairhub.zones import Zone
 
 if TYPE_CHECKING:
     from flairhub.models import Model
@@ -73,8 +73,8 @@ def predict_zone(
     ref = model_ref(model, device)
     if tasks is not None:
         ref = ref.select_tasks(tuple(tasks))
-    zone = with_sizes(zone, window_px, margin_px, output_px_m)
-    plan = plan_map(zone, ref, block_px, batch_size, style)
+    sizes = map_sizes(zone, window_px, margin_px, output_px_m, batch_size)
+    plan = plan_map(zone, ref, sizes, block_px, style)
     wanted = tuple(dict.fromkeys(outputs))
     chunks = tuple(tuple(np.diff(edges).tolist()) for edges in (plan.row_edges, plan.col_edges))
     # One task per block makes all outputs together; what the arrays hold is picked from its result.
@@ -85,7 +85,7 @@ def predict_zone(
         meta=np.empty((0, 0), dtype=object),
         name=f"predict-{uuid4().hex}",
     )
-    dataset = xr.Dataset(coords=zone.output_geobox.coords())
+    dataset = xr.Dataset(coords=plan.geobox.coords())
     for task in ref.tasks:
         suffix = "" if len(ref.tasks) == 1 else f"_{task.label}"
         for output in wanted:
@@ -93,7 +93,7 @@ def predict_zone(
             dataset[output + suffix] = xr.Variable(dims, array, _attributes(task, output))
             if len(dims) == 3:
                 dataset = dataset.assign_coords({dims[0]: list(task.names)})
-    return dataset.rio.write_crs(zone.geobox.crs_wkt).rio.write_transform(zone.output_geobox.affine())
+    return dataset.rio.write_crs(zone.geobox.crs_wkt).rio.write_transform(plan.geobox.affine())
 
 
 def _predict_packed(
@@ -123,40 +123,3 @@ def _pick(key: tuple[str, Output], block: dict[tuple[str, Output], NDArray[Any]]
 def _attributes(task: Any, output: Output) -> dict[str, Any]:
     attributes: dict[str, Any] = {"task": task.label, "class_names": list(task.names)}
     return attributes | {"_FillValue": 255} if output == "class" else attributes
-
-
-def zone_tree(zone: Zone, chunk_px: int) -> xr.DataTree:
-    """Return the rasters of a zone as a lazy tree; see `Zone.to_xarray`."""
-    nodes = {name: _source_dataset(source, zone.dates.get(name), chunk_px) for name, source in zone.sources.items()}
-    for series, source in zone.quality.items():
-        nodes[source.name] = _source_dataset(source, zone.dates[series], chunk_px)
-    return xr.DataTree.from_dict(nodes)
-
-
-def _source_dataset(source: RasterSource, dates: NDArray[np.datetime64] | None, chunk_px: int) -> xr.Dataset:
-    box = source.geobox
-    leading = (source.n_dates, source.n_bands) if source.n_dates else (source.n_bands,)
-    edges = [np.append(np.arange(0, length, chunk_px), length) for length in (box.height, box.width)]
-    chunks = (*((length,) for length in leading), *(tuple(np.diff(edge).tolist()) for edge in edges))
-    array = da.map_blocks(
-        partial(_read_chunk, source, chunk_px),
-        chunks=chunks,
-        dtype=source.dtype,
-        meta=np.empty((0,) * len(chunks), dtype=source.dtype),
-        name=f"read-{uuid4().hex}",
-    )
-    coords: dict[str, Any] = {"band": list(source.band_names), **box.coords()}
-    dims: tuple[str, ...] = ("band", "y", "x")
-    if dates is not None:
-        dims = ("time", *dims)
-        coords["time"] = dates.astype("datetime64[ns]")
-    attributes = {} if source.nodata is None else {"_FillValue": source.nodata}
-    dataset = xr.Dataset({"data": xr.Variable(dims, array, attributes)}, coords=coords)
-    return dataset.rio.write_crs(box.crs_wkt).rio.write_transform(box.affine())
-
-
-def _read_chunk(source: RasterSource, chunk_px: int, block_id: tuple[int, ...] | None = None) -> NDArray[Any]:
-    assert block_id is not None
-    row, col = block_id[-2] * chunk_px, block_id[-1] * chunk_px
-    rows = (row, min(row + chunk_px, source.geobox.height))
-    return read_region(source, rows, (col, min(col + chunk_px, source.geobox.width)))[0]

@@ -17,7 +17,9 @@ from flairhub.errors import UsageError, ZoneError
 from flairhub.inference.block import DTYPES
 from flairhub.inference.forward import PLAIN, Output, window_outputs
 from flairhub.inference.network import ModelRef, load, model_ref
+from flairhub.modalities import MODALITIES
 from flairhub.timeseries import SeriesPreparation
+from flairhub.validity import valid_pixels
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,7 +65,8 @@ def predict_block_dataset(
     resolutions there is `predict_zone`.
 
     Args:
-        dataset: One variable per image the model takes, named by modality, (band, y, x); NaN = no data.
+        dataset: One variable per image the model takes, named by modality, (band, y, x); without data where it is NaN
+            or the declared `_FillValue`. A coordinate `band` says which band is which.
         model: Path of a bundle (any dask scheduler) or a loaded model (threads).
         window_px: Window length.
         outputs: `class` uint8, 255 = no data; `confidence` float32, NaN = no data.
@@ -79,10 +82,15 @@ def predict_block_dataset(
     ref = model_ref(model)
     height, width = dataset.sizes["y"], dataset.sizes["x"]
     arrays = _arrays(dataset, ref)
+    validity: dict[str, NDArray[np.bool_]] = {}
     valid = np.ones((height, width), dtype=bool)
-    for values in arrays.values():
-        if values.dtype.kind == "f":
-            valid &= np.isfinite(values).all(axis=0)
+    for name, values in arrays.items():
+        row = MODALITIES[name]
+        channels = ref.preparations[name].channels
+        has_data = valid_pixels(values, _nodata(dataset[name]), None, channels, row.is_elevation)
+        if has_data is not None:
+            validity[name] = has_data
+            valid &= has_data
     tasks = [(task.label, task.n_classes) for task in ref.tasks]
     wanted = _checked(outputs)
     result = {
@@ -97,9 +105,12 @@ def predict_block_dataset(
             name: torch.from_numpy(np.stack([_window(values, y, x, window_px) for y, x in places]))
             for name, values in arrays.items()
         }
-        batch = Batch(inputs, {}, {}, {}, torch.arange(len(places)))
+        masks = {
+            name: torch.from_numpy(np.stack([_window(has_data[None], y, x, window_px)[0] for y, x in places]))
+            for name, has_data in validity.items()
+        }
+        batch = Batch(inputs, {}, {}, {}, torch.arange(len(places)), valid=masks)
         prepared = prepare_batch(batch, ref.preparations, network.device)
-        prepared.inputs.update({name: torch.nan_to_num(values, nan=0.0) for name, values in prepared.inputs.items()})
         found = window_outputs(network, prepared, (window_px, window_px), tasks, wanted, PLAIN)
         for key, array in result.items():
             for (y, x), window in zip(places, found[key], strict=True):
@@ -122,7 +133,34 @@ def _arrays(dataset: xr.Dataset, ref: ModelRef) -> dict[str, NDArray[Any]]:
             raise ZoneError(f"{name} is a time series on its own grid. Use predict_zone for models that take series.")
         if name not in dataset:
             raise ZoneError(f"the model takes {name}, but the dataset has {', '.join(map(str, dataset.data_vars))}.")
-    return {name: np.ascontiguousarray(dataset[name].transpose("band", "y", "x").values) for name in ref.preparations}
+    return {
+        name: np.ascontiguousarray(_in_file_order(dataset[name], name).transpose("band", "y", "x").values)
+        for name in ref.preparations
+    }
+
+
+def _in_file_order(array: xr.DataArray, name: str) -> xr.DataArray:
+    """Bands by their numbers or names where the array has them: channels count the bands of a file.
+
+    Raises:
+        ZoneError: Its bands are neither numbered 1..N nor the modality's.
+    """
+    if "band" not in array.coords:
+        return array
+    given, names = array["band"].values.tolist(), list(MODALITIES[name].bands)
+    for expected in (list(range(1, len(given) + 1)), names):
+        if set(given) == set(expected) and len(given) == len(expected):
+            return array.isel(band=[given.index(band) for band in expected])
+    raise ZoneError(f"{name}: bands {given}, expected the numbers 1..{len(given)} or the names {', '.join(names)}.")
+
+
+def _nodata(array: xr.DataArray) -> float | None:
+    """The declared value without meaning, as rioxarray and xarray keep it."""
+    for facts in (array.attrs, array.encoding):
+        for key in ("_FillValue", "nodata", "missing_value"):
+            if facts.get(key) is not None:
+                return float(facts[key])
+    return None
 
 
 def _window(values: NDArray[Any], y: int, x: int, size: int) -> NDArray[Any]:

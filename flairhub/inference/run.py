@@ -18,11 +18,10 @@ import numpy as np
 
 from flairhub.class_raster import category_xml, qgis_style
 from flairhub.errors import OutputExistsError
-from flairhub.inference.block import MapPlan, plan_map, predict_block
+from flairhub.inference.block import predict_block
 from flairhub.inference.execute import job_workers, run_jobs
 from flairhub.inference.extras import NONE, Extras, write_task_polygons
 from flairhub.inference.forward import PLAIN, Output, Style
-from flairhub.inference.handles import close_all
 from flairhub.inference.network import ModelRef, model_ref
 from flairhub.inference.outputs import (
     CONFIDENCE_SCALE,
@@ -34,12 +33,13 @@ from flairhub.inference.outputs import (
     stored_bands,
     write_map,
 )
+from flairhub.inference.plan import MapPlan, map_sizes, plan_map
 from flairhub.inference.sidecars import stac_item, write_tiles
 from flairhub.inference.work import Block, BlockRecord, BlockStore, Work, found_key, write_atomically
-from flairhub.inference.zone import Zone, source_facts
 from flairhub.progress import Progress, silent
 from flairhub.tasks import IGNORE_INDEX, Task
 from flairhub.version import __version__
+from flairhub.zones import Zone, close_all, identity
 
 if TYPE_CHECKING:
     from flairhub.models import Model
@@ -144,6 +144,9 @@ def write_zone(
     cog: bool = True,
     tiles: bool = False,
     block_px: int | None = None,
+    window_px: int | None = None,
+    margin_px: int | None = None,
+    output_px_m: float | None = None,
     batch_size: int | None = None,
     overwrite: bool = False,
     resume: bool = True,
@@ -169,7 +172,10 @@ def write_zone(
         cog: Cloud-optimised GeoTIFF with overviews; otherwise tiled.
         tiles: Also write the footprints of the windows.
         block_px: Largest block in output pixels; default 2048, less for long series.
-        batch_size: Windows per call of the network; default the zone's.
+        window_px: Window length in finest pixels; default as the configuration that opened the zone has it.
+        margin_px: Margin in finest pixels; likewise.
+        output_px_m: Pixel of the maps in metres; likewise.
+        batch_size: Windows per call of the network; likewise.
         overwrite: Replace existing files, and unfinished work of another model, configuration or data.
         resume: Continue unfinished work; False starts over.
         workers: Threads, or processes with `scheduler="processes"`.
@@ -187,8 +193,9 @@ def write_zone(
     started = time.monotonic()
     report = progress or silent
     ref = model_ref(model)
-    plan = plan_map(zone, ref, block_px, batch_size, style)
-    tags = {**_tags(zone, ref), **({"FLAIRHUB_CONFIG_SHA256": config_hash} if config_hash else {})}
+    sizes = map_sizes(zone, window_px, margin_px, output_px_m, batch_size)
+    plan = plan_map(zone, ref, sizes, block_px, style)
+    tags = {**_tags(plan, ref), **({"FLAIRHUB_CONFIG_SHA256": config_hash} if config_hash else {})}
     extras.check(output_type)
     target = _Target(Path(folder), name, output_type, cog, tiles, config_yaml, tags, extras)
     arrays = {task.label: stored_bands(task, output_type) for task in ref.tasks}
@@ -307,7 +314,7 @@ def _finish(plan: MapPlan, ref: ModelRef, work: Work, target: _Target, report: P
         if target.extras.stac:
             layers = target.layers
             files = {map_name(target.name, task.label, layer): (layer, task) for task in ref.tasks for layer in layers}
-            item = stac_item(plan.zone, ref.tasks, target.name, files, target.tags)
+            item = stac_item(plan, ref.tasks, target.name, files, target.tags)
             write_atomically(folder / f"{target.name}_stac.json", item)
         if target.tiles:
             tiles = folder / f"{target.name}_tiles.gpkg"
@@ -322,7 +329,7 @@ def _finish(plan: MapPlan, ref: ModelRef, work: Work, target: _Target, report: P
 
 
 def _write_task(plan: MapPlan, task: Task, store: BlockStore, target: _Target, folder: Path, report: Progress) -> None:
-    box, extras = plan.zone.output_geobox, target.extras
+    box, extras = plan.geobox, target.extras
     for layer in target.layers:
         spec = MapSpec(task, layer, box, target.tags, target.cog, extras.language)
         write_map(spec, store, folder / map_name(target.name, task.label, layer), report)
@@ -343,7 +350,7 @@ def _result(plan: MapPlan, ref: ModelRef, work: Work, target: _Target, before: i
         total = int(counts.sum())
         shares = {name: int(n) / total for name, n in zip(task.names, counts, strict=True) if n} if total else {}
         maps.append(MapFile(task.label, path, path.stat().st_size, shares, task))
-    box = plan.zone.output_geobox
+    box = plan.geobox
     nodata = sum(record.nodata for record in work.done.values())
     return ZonalResult(
         maps=tuple(maps),
@@ -358,31 +365,29 @@ def _result(plan: MapPlan, ref: ModelRef, work: Work, target: _Target, before: i
     )
 
 
-def _tags(zone: Zone, ref: ModelRef) -> dict[str, str]:
+def _tags(plan: MapPlan, ref: ModelRef) -> dict[str, str]:
     return {
         "FLAIRHUB_VERSION": __version__,
         "FLAIRHUB_MODEL": "in memory" if ref.kind == "memory" else Path(ref.path).name,
         "FLAIRHUB_MODEL_SHA256": ref.weights_sha256,
         "FLAIRHUB_INPUTS": ",".join(ref.preparations),
-        "FLAIRHUB_WINDOW_PX": str(zone.window_px),
-        "FLAIRHUB_MARGIN_PX": str(zone.margin_px),
+        "FLAIRHUB_WINDOW_PX": str(plan.sizes.window_px),
+        "FLAIRHUB_MARGIN_PX": str(plan.sizes.margin_px),
     }
 
 
 def _key(plan: MapPlan, ref: ModelRef, output_type: OutputType, arrays: Mapping[str, int]) -> str:
     """Hash of all that decides the bytes of the blocks; batch size, workers and device do not."""
     zone = plan.zone
-    sources = [*zone.sources.values(), *zone.quality.values()]
     facts: dict[str, Any] = {
         "format": _FORMAT,
         "version": __version__,
         "model": ref.identity,
         "preparations": {name: preparation.to_json() for name, preparation in ref.preparations.items()},
         "tasks": [[task.label, list(task.names)] for task in ref.tasks],
-        "sources": {source.name: source_facts(source) for source in sources},
-        "dates": {name: [str(day) for day in days] for name, days in zone.dates.items()},
+        "rasters": [identity(raster) for raster in zone.everything],
         "geobox": [*zone.geobox.transform, zone.geobox.height, zone.geobox.width],
-        "windows": [zone.window_px, zone.margin_px],
+        "windows": [plan.sizes.window_px, plan.sizes.margin_px],
         "ratio": str(plan.ratio),
         "blocks": [plan.row_edges, plan.col_edges],
         "output": [output_type, dict(arrays)],

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from flairhub.class_raster import stac_classes
 from flairhub.geo import GeoBox, geopackage_time
-from flairhub.inference.block import MapPlan
 from flairhub.inference.outputs import CONFIDENCE_SCALE, Layer
-from flairhub.inference.zone import Zone
+from flairhub.inference.plan import MapPlan
 from flairhub.tasks import IGNORE_INDEX, Task
 from flairhub.version import __version__
+from flairhub.zones import Zone
 
 
 def write_tiles(plan: MapPlan, path: Path) -> None:
@@ -62,14 +62,14 @@ def _axis_table(axis: Any) -> NDArray[np.int64]:
 
 
 def stac_item(
-    zone: Zone, tasks: Sequence[Task], name: str, files: Mapping[str, tuple[Layer, Task]], tags: Mapping[str, str]
+    plan: MapPlan, tasks: Sequence[Task], name: str, files: Mapping[str, tuple[Layer, Task]], tags: Mapping[str, str]
 ) -> str:
     """Return a STAC 1.0 item as JSON text, with the projection and classification extensions.
 
     Its time is the span of the zone's series; without a series, when the rasters were last changed.
 
     Args:
-        zone: The rasters.
+        plan: Of the map.
         tasks: What was mapped.
         name: Id of the item.
         files: Layer and task by file name; the item lies beside them.
@@ -78,12 +78,12 @@ def stac_item(
     from rasterio.crs import CRS
     from rasterio.warp import transform_bounds
 
-    box = zone.output_geobox
+    box = plan.geobox
     crs = CRS.from_wkt(box.crs_wkt)
     west, south, east, north = (round(value, 8) for value in transform_bounds(crs, "EPSG:4326", *box.bounds))
     ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
     properties: dict[str, Any] = {
-        **_time(zone),
+        **_time(plan.zone),
         "proj:epsg": crs.to_epsg(),
         "proj:shape": [box.height, box.width],
         "proj:transform": [*box.transform, 0.0, 0.0, 1.0],
@@ -115,7 +115,7 @@ def _time(zone: Zone) -> dict[str, Any]:
             "start_datetime": f"{days.min()}T00:00:00Z",
             "end_datetime": f"{days.max()}T23:59:59Z",
         }
-    newest = max(source.stamp[1] for source in zone.sources.values()) / 1e9
+    newest = max(raster.facts()["mtime_ns"] for raster in zone.rasters.values()) / 1e9
     return {"datetime": datetime.fromtimestamp(int(newest), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
 
 

@@ -12,24 +12,13 @@ ratio 51.2 -> 256). A window starts on it and is a multiple of it, so that every
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import lcm
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flairhub.errors import UsageError
-
-
-def lattice_of(ratios: Sequence[Fraction]) -> int:
-    """Return the smallest number of finest pixels that is a whole number of pixels of every modality.
-
-    Args:
-        ratios: Finest pixels per pixel of each modality, all at least 1.
-    """
-    return lcm(*(ratio.numerator for ratio in ratios)) if ratios else 1
 
 
 @dataclass(frozen=True)
@@ -107,19 +96,6 @@ def plan_axis(length: int, window: int, margin: int, lattice: int) -> AxisWindow
     return AxisWindows(length, window, step, crop, -(-crop // lattice) * lattice)
 
 
-def mirrored(first: int, last: int, length: int) -> NDArray[np.int64]:
-    """Return the positions inside an axis that stand for `[first, last)`: outside it is reflected at its edges.
-
-    The edge itself is the mirror, the edge pixel counts on both sides, so that pixels of every size stay in
-    register. Axes shorter than the reach are reflected again and again.
-
-    Returns:
-        (last - first,) positions in `[0, length)`.
-    """
-    positions = np.arange(first, last) % (2 * length)
-    return np.where(positions < length, positions, 2 * length - 1 - positions)
-
-
 def block_edges(n_out: int, block: int, ratio: Fraction, axis: AxisWindows) -> tuple[int, ...]:
     """Cut an output axis into blocks of at most `block` pixels, at the borders of cores where possible.
 
@@ -152,3 +128,35 @@ def _last_cut(previous: int, limit: int, ratio: Fraction, axis: AxisWindows) -> 
         if cut.denominator == 1:
             return int(cut)
         index -= 1
+
+
+def taper(axis: AxisWindows) -> NDArray[np.float64]:
+    """Return the (window,) weight of every pixel of a window: 1 inside, a squared sine over the overlap."""
+    overlap = axis.window - axis.step
+    if not overlap:
+        return np.ones(axis.window)
+    position = np.arange(axis.window) + 0.5
+    ramp = np.minimum(np.minimum(position, axis.window - position) / overlap, 1.0)
+    return np.asarray(np.sin(np.pi / 2 * ramp) ** 2)
+
+
+def touching(axis: AxisWindows, first: int, last: int) -> range:
+    """Indices of the windows that reach into the pixels `[first, last)`."""
+    low = (first + axis.offset - axis.window) // axis.step + 1
+    high = -(-(last + axis.offset) // axis.step)
+    return range(max(low, 0), min(high, axis.count))
+
+
+def weights_of(axis: AxisWindows, index: int, first: int, last: int) -> NDArray[np.float32]:
+    """Return the (pixel,) weights of a window for `[first, last)`, a range inside the window and the zone.
+
+    Over all windows of the axis the weights of a pixel sum to one.
+    """
+    own = taper(axis)
+    total = np.zeros(last - first)
+    for other in touching(axis, first, last):
+        start = axis.start(other)
+        low, high = max(first, start), min(last, start + axis.window)
+        total[low - first : high - first] += own[low - start : high - start]
+    start = axis.start(index)
+    return (own[first - start : last - start] / total).astype(np.float32)

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,6 @@ from flairhub.cube.zone_spec import (
     ZONE_KEY,
     Tiling,
     ZoneLayer,
-    ZoneRaster,
     data_codec,
     shard_key,
     tiling_of,
@@ -38,15 +37,9 @@ from flairhub.ingest.journal import Entry, Journal
 from flairhub.ingest.target import make_place, writing
 from flairhub.jobs import folder_bytes, reach, sweep, to_disk
 from flairhub.progress import Progress, silent
+from flairhub.zones import Raster, Zone, identity
 
 STAGE = "ingest zone"
-
-
-class Area(Protocol):
-    """What can be ingested: a zone, as `flairhub.open_zone` returns it."""
-
-    def rasters(self) -> Sequence[ZoneRaster]:
-        """Rasters that fit each other, in the registry's order."""
 
 
 @dataclass(frozen=True)
@@ -76,17 +69,17 @@ class ZoneIngestReport:
 class _Job:
     """One shard of one raster."""
 
-    raster: ZoneRaster
+    raster: Raster
     tiling: Tiling
     shard: int
 
     @property
     def id(self) -> str:
-        return f"{self.raster.layer.name}/{self.shard:06d}"
+        return f"{self.raster.name}/{self.shard:06d}"
 
 
 def ingest_zone(
-    zone: Area,
+    zone: Zone,
     *,
     cube: str | Path,
     overwrite: bool = False,
@@ -114,8 +107,8 @@ def ingest_zone(
     require_little_endian()
     if workers < 1:
         raise UsageError(f"workers: got {workers}, expected at least 1.")
-    rasters = tuple(zone.rasters())
-    layers = tuple(raster.layer for raster in rasters)
+    rasters = tuple(zone.everything)
+    layers = tuple(layer_of(raster) for raster in rasters)
     plan = _plan(rasters, codec)
     with writing(cube) as path:
         run = _Run(path, plan, codec, rasters, progress or silent)
@@ -127,23 +120,34 @@ def ingest_zone(
     return ZoneIngestReport(path, layers, len(run.jobs), run.n_reused, folder_bytes(path), seconds, complete)
 
 
-def _plan(rasters: Sequence[ZoneRaster], codec: str) -> str:
+def layer_of(raster: Raster) -> ZoneLayer:
+    """What a zone cube stores of a raster."""
+    nodata = raster.nodata
+    if isinstance(nodata, Sequence):
+        nodata = tuple(None if value is None or not np.isfinite(value) else value for value in nodata)
+    elif nodata is not None and not np.isfinite(nodata):
+        # JSON knows no NaN, and NaN is without data in any case.
+        nodata = None
+    return ZoneLayer(
+        raster.name,
+        raster.geobox,
+        raster.bands,
+        raster.dtype,
+        nodata,
+        raster.may_be_masked,
+        raster.dates,
+        raster.alpha,
+    )
+
+
+def _plan(rasters: Sequence[Raster], codec: str) -> str:
     """Digest of what is to be ingested and how."""
     rows = []
     for raster in rasters:
-        layer, tiling = raster.layer, tiling_of(raster.layer)
+        layer = layer_of(raster)
         data_codec(codec, layer)
-        facts = {
-            "name": layer.name,
-            "grid": [layer.geobox.crs_wkt, *layer.geobox.transform, *layer.shape],
-            "dtype": layer.dtype,
-            "nodata": layer.nodata,
-            "mask": layer.has_mask,
-            "bands": layer.bands,
-            "dates": [] if layer.dates is None else [str(day) for day in layer.dates],
-            "chunks": [tiling.chunk_px, tiling.shard_chunks],
-            "source": dict(raster.facts),
-        }
+        tiling = tiling_of(layer)
+        facts = {**identity(raster), "mask": layer.has_mask, "chunks": [tiling.chunk_px, tiling.shard_chunks]}
         rows.append(facts)
     return digest({"format": ZONE_FORMAT, "codec": codec, "rasters": rows})
 
@@ -151,7 +155,7 @@ def _plan(rasters: Sequence[ZoneRaster], codec: str) -> str:
 class _Run:
     """The state of one ingest while it holds the writer lock."""
 
-    def __init__(self, path: Path, plan: str, codec: str, rasters: Sequence[ZoneRaster], progress: Progress):
+    def __init__(self, path: Path, plan: str, codec: str, rasters: Sequence[Raster], progress: Progress):
         self._path, self._plan, self._codec, self._progress = path, plan, codec, progress
         self._rasters = rasters
         self._journal = Journal(path)
@@ -159,14 +163,14 @@ class _Run:
         self.n_reused = 0
         self.jobs: list[_Job] = []
         for raster in rasters:
-            tiling = tiling_of(raster.layer)
+            tiling = tiling_of(layer_of(raster))
             n_rows, n_cols = tiling.n_shards
             self.jobs += [_Job(raster, tiling, shard) for shard in range(n_rows * n_cols)]
 
     def prepare(self, overwrite: bool) -> bool:
         """Make the store, or find what an earlier run finished; True when there is nothing to do."""
         keep = self._path.exists() and self._usable(overwrite)
-        layers = [raster.layer for raster in self._rasters]
+        layers = [layer_of(raster) for raster in self._rasters]
         if make_place(self._path, keep, lambda folder: create_zone_store(folder, layers, self._codec, self._plan)):
             reach("store")
         sweep(self._path)
@@ -241,7 +245,7 @@ class _Run:
 
 def _write_shard(store: Path, job: _Job, codec: str) -> dict[str, tuple[int, int]]:
     """Write one shard, and that of the validity mask; return length and CRC-32C by file below the store."""
-    layer, tiling = job.raster.layer, job.tiling
+    layer, tiling = layer_of(job.raster), job.tiling
     chains: dict[str, ChunkCodec] = {DATA: data_codec(codec, layer)}
     if layer.has_mask:
         chains[VALID] = MASK_CODEC
@@ -262,12 +266,12 @@ def _write_shard(store: Path, job: _Job, codec: str) -> dict[str, tuple[int, int
 
 
 def _key(layer: ZoneLayer, kind: str, tiling: Tiling, shard: int) -> str:
-    return shard_key(len(layer.leading) if kind == DATA else 0, tiling, shard)
+    return shard_key(len(layer.leading if kind == DATA else layer.mask_shape[:-2]), tiling, shard)
 
 
 def _rows_of_chunks(job: _Job) -> Iterator[list[dict[str, NDArray[Any]] | None]]:
     """Yield the inner chunks of a shard, row by row; those beyond the raster are None."""
-    layer, tiling, size = job.raster.layer, job.tiling, job.tiling.chunk_px
+    layer, tiling, size = layer_of(job.raster), job.tiling, job.tiling.chunk_px
     shard_row, shard_col = divmod(job.shard, tiling.n_shards[1])
     left = shard_col * tiling.shard_px
     right = min(left + tiling.shard_px, tiling.width)
@@ -276,11 +280,12 @@ def _rows_of_chunks(job: _Job) -> Iterator[list[dict[str, NDArray[Any]] | None]]
         if top >= tiling.height:
             yield [None] * tiling.shard_chunks
             continue
-        values, mask = job.raster.read((top, min(top + size, tiling.height)), (left, right))
+        values, mask = job.raster.load((top, min(top + size, tiling.height)), (left, right))
         arrays = {DATA: values.astype(layer.dtype, copy=False)}
         if layer.has_mask:
             valid = np.ones(values.shape[-2:], dtype=bool) if mask is None else mask
-            arrays[VALID] = valid.astype(np.uint8)
+            shape = (*layer.mask_shape[:-2], *values.shape[-2:])
+            arrays[VALID] = np.broadcast_to(valid, shape).astype(np.uint8)
         yield [
             None
             if left + col * size >= tiling.width

@@ -55,7 +55,7 @@ def run(made: MadeZone, out: Path, dies_in: int = 0, progress: Any = None, **opt
 
 
 def open_made(folder: Path) -> MadeZone:
-    from flairhub.inference import RasterRequest
+    from flairhub.zones import RasterRequest
 
     path = folder / "AERIAL_RGBI.tif"
     if not path.exists():

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from rasterio.transform import from_origin
 from torch import nn
 
-from flairhub.inference.zone import RasterRequest, Zone, build_zone
 from flairhub.modalities import MODALITIES
 from flairhub.prepare import ImagePreparation, prepare_image
 from flairhub.tasks import Task, default_task
 from flairhub.timeseries import SeriesPreparation, prepare_series
+from flairhub.zones import RasterRequest, Zone, build_zone
 
 X_MIN, Y_MAX = 650_000.0, 6_860_000.0
 
@@ -75,7 +75,13 @@ class MadeZone:
     requests: tuple[RasterRequest, ...]
 
     def open(self, window_px: int, margin_px: int, **options: Any) -> Zone:
-        return build_zone(self.requests, window_px=window_px, margin_px=margin_px, **options)
+        """The zone; sizes are those that a configuration would suggest."""
+        return open_sized(self.requests, window_px=window_px, margin_px=margin_px, **options)
+
+
+def open_sized(requests: Sequence[RasterRequest], *, resample: bool = False, **sizes: Any) -> Zone:
+    """Open a zone as a configuration with these sizes of windows does."""
+    return build_zone(requests, resample=resample, suggested=sizes)
 
 
 def make_zone(
@@ -184,7 +190,7 @@ def whole_area_logits(made: MadeZone, zone: Zone, model: FakeModel) -> dict[str,
     pad = zone.lattice_px * (-(-4 // zone.lattice_px))
     inputs, dates, masks = {}, {}, {}
     for name, preparation in model.preparations.items():
-        own = int(pad / zone.sources[name].ratio)
+        own = int(pad / zone.ratio(name))
         values = np.pad(made.arrays[name], ((0, 0), (own, own), (own, own)), mode="symmetric")
         if isinstance(preparation, SeriesPreparation):
             values = values.reshape(-1, len(MODALITIES[name].bands), *values.shape[1:])

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flairhub.inference import Style, predict_zone
-from flairhub.inference.blend import touching, weights_of
-from flairhub.inference.windows import plan_axis
+from flairhub.inference.windows import plan_axis, touching, weights_of
 from flairhub.models import NetworkSpec, build_network
 from flairhub.prepare import ImagePreparation
 from flairhub.tasks import default_task

@@ -15,8 +15,9 @@ import xarray as xr
 
 from flairhub.errors import UsageError
 from flairhub.inference import predict_zone
-from flairhub.inference.block import default_block, plan_map, predict_block
+from flairhub.inference.block import predict_block
 from flairhub.inference.network import memory_ref, model_ref
+from flairhub.inference.plan import default_block, map_sizes, plan_axes, plan_map
 from flairhub.modalities import MODALITIES
 from flairhub.prepare import ImagePreparation
 from flairhub.tasks import default_task
@@ -82,7 +83,8 @@ def test_published_ratio_of_51_and_a_fifth(tmp_path: Path, window: int, margin: 
     model = fake_model(dict(zip(names, (ImagePreparation(), ImagePreparation(), SeriesPreparation()), strict=True)))
     zone = made.open(window, margin)
     assert zone.lattice_px == 256
-    assert zone.axes()[0].count * zone.axes()[1].count == n_windows
+    rows, cols = plan_axes(zone, map_sizes(zone))
+    assert rows.count * cols.count == n_windows
     found = predict_zone(zone, model, block_px=300)["class"].values
     # Without a margin the edges of windows see zeros in place of their neighbours.
     expected = whole_area_map(made, zone, model) if margin else predict_zone(zone, model)["class"].values
@@ -131,7 +133,7 @@ def test_filter_and_averages_act_per_window(tmp_path: Path, average) -> None:  #
     model = fake_model({"AERIAL_RGBI": ImagePreparation(), "SENTINEL2_TS": series})
     zone = made.open(32, 4)
     expected = np.full((48, 48), 255, dtype=np.uint8)
-    rows, cols = zone.axes()
+    rows, cols = plan_axes(zone, map_sizes(zone))
     kept = set()
     for i in range(rows.count):
         for j in range(cols.count):
@@ -328,7 +330,8 @@ def test_a_model_in_memory_stays_in_its_process(tmp_path: Path) -> None:
     ref = memory_ref(model)
     travelled = pickle.loads(pickle.dumps(ref))
     assert travelled.held is None
-    plan = plan_map(made.open(8, 1), travelled)
+    zone = made.open(8, 1)
+    plan = plan_map(zone, travelled, map_sizes(zone))
     assert predict_block(plan, travelled, (0, 0), ("class",))[1].all(), "the same process finds it again"
     stranger = pickle.loads(pickle.dumps(ref).replace(ref.path.encode(), b"x" * len(ref.path)))
     with pytest.raises(UsageError, match="memory of another process"):
@@ -349,8 +352,9 @@ def test_default_blocks_bound_the_memory(tmp_path: Path) -> None:
     zone = made.open(16, 2)
     model = model_ref(fake_model({"SENTINEL2_TS": SeriesPreparation()}))
     assert default_block(zone, model, 12) == int((256e6 / (5 * 10 * 2)) ** 0.5)
-    longer = replace(zone.sources["SENTINEL2_TS"], n_dates=10_000)
-    assert default_block(replace(zone, sources={"SENTINEL2_TS": longer}), model, 12) == 35
-    assert default_block(replace(zone, sources={"SENTINEL2_TS": longer}), model, 64) == 64
-    shorter = replace(longer, n_dates=1)
-    assert default_block(replace(zone, sources={"SENTINEL2_TS": shorter}), model, 12) == 2048
+    days = np.datetime64("2020-01-01") + np.arange(10_000)
+    longer = replace(zone.rasters["SENTINEL2_TS"], dates=days)
+    assert default_block(replace(zone, rasters={"SENTINEL2_TS": longer}), model, 12) == 35
+    assert default_block(replace(zone, rasters={"SENTINEL2_TS": longer}), model, 64) == 64
+    shorter = replace(longer, dates=days[:1])
+    assert default_block(replace(zone, rasters={"SENTINEL2_TS": shorter}), model, 12) == 2048

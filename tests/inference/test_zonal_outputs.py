@@ -15,7 +15,7 @@ from rasterio.enums import ColorInterp
 from flairhub.errors import OutputExistsError, UsageError
 from flairhub.inference import predict_zone, write_zone
 from flairhub.inference.outputs import map_name
-from flairhub.inference.resample import output_length
+from flairhub.inference.resample import output_length, output_ratio
 from flairhub.prepare import ImagePreparation
 from flairhub.tasks import default_task
 from tests.helpers.zone_makers import fake_model, make_zone, whole_area_logits, whole_area_map, write_raster
@@ -125,7 +125,7 @@ def test_output_pixel(tmp_path: Path, output_px_m: float) -> None:
     with rasterio.open(result.maps[0].path) as dataset:
         assert dataset.res == pytest.approx((output_px_m, output_px_m))
         assert (dataset.bounds.left, dataset.bounds.top) == (zone.geobox.x_min, zone.geobox.y_max)
-        assert dataset.height == output_length(45, zone.ratio)
+        assert dataset.height == output_length(45, output_ratio(output_px_m, 0.2))
         np.testing.assert_array_equal(dataset.read(1), predict_zone(zone, model)["class"].values)
 
 

@@ -14,11 +14,12 @@ import rasterio
 from flairhub.cli import main
 from flairhub.config import load_zonal_config
 from flairhub.errors import ConfigError, CubeError, ZoneError
-from flairhub.inference import RasterRequest, open_zone, predict_zone, run_zonal
+from flairhub.inference import open_zone, predict_zone, run_zonal
 from flairhub.ingest import ingest, ingest_zone
 from flairhub.modalities import INPUTS, MODALITIES
 from flairhub.prepare import ImagePreparation
 from flairhub.timeseries import CloudFilter, SeriesPreparation
+from flairhub.zones import RasterRequest
 from tests.helpers.bundle_makers import make_bundle, write_zonal_config
 from tests.helpers.makers import PatchFiles, date_entry, make_patch_files
 from tests.helpers.makers import write_dates as write_gpkg
@@ -190,9 +191,25 @@ def roi_map(cube: Path, tmp_path: Path, window: int) -> np.ndarray:
     return predict_zone(open_zone(path), fake_model(SUM), block_px=50)["class"].values
 
 
-def test_windows_use_the_dates_that_all_their_patches_have(
-    other_dates: tuple[PatchFiles, Path], tmp_path: Path
-) -> None:
+def with_gaps(files: PatchFiles, folder: Path) -> MadeZone:
+    """The patches as whole GeoTIFFs; at the dates that a patch does not have, its pixels are nodata."""
+    made, name = mosaic(files, folder), "SENTINEL2_TS"
+    axis = sorted({day for days in files.dates[name].values() for day in days})
+    left = min(x for x, _ in files.origins.values())
+    top = max(y for _, y in files.origins.values())
+    whole = np.full((len(axis), 10, 20, 30), 65535, np.uint16)
+    for patch_id, values in files.arrays[name].items():
+        x, y = files.origins[patch_id]
+        i, j = round((top - y) / 102.4), round((x - left) / 102.4)
+        slots = [axis.index(day) for day in files.dates[name][patch_id]]
+        whole[slots, :, i * 10 : (i + 1) * 10, j * 10 : (j + 1) * 10] = values
+    path = write_raster(folder / f"{name}.tif", whole.reshape(-1, 20, 30), 10.24, origin=(left, top), nodata=65535)
+    days = write_dates(folder / f"{name}.txt", np.array(axis))
+    requests = [one for one in made.requests if one.name != name]
+    return replace(made, requests=(*requests, RasterRequest(name, path, days, key=f"modalities.{name}")))
+
+
+def test_a_date_counts_where_a_patch_has_it(other_dates: tuple[PatchFiles, Path], tmp_path: Path) -> None:
     files, cube = other_dates
     # A window per patch: each with all of its own dates.
     found = roi_map(cube, tmp_path, 64)
@@ -208,15 +225,15 @@ def test_windows_use_the_dates_that_all_their_patches_have(
         alone = predict_zone(MadeZone(folder, {}, {}, tuple(requests)).open(64, 0), fake_model(SUM))["class"].values
         i, j = divmod(number, 3)
         np.testing.assert_array_equal(found[i * 64 : (i + 1) * 64, j * 64 : (j + 1) * 64], alone)
-    # Windows over four patches: what is common.
-    common = mosaic(files, tmp_path / "common", slice(0, 3))
-    requests = tuple(replace(one, quality_path=None) for one in common.requests)
-    expected = predict_zone(replace(common, requests=requests).open(128, 0), fake_model(SUM))["class"].values
+    # Windows over four patches: as of rasters in which dates lack the pixels of the other patches.
+    model, zone = fake_model(SUM), with_gaps(files, tmp_path / "gaps").open(128, 0)
+    expected = predict_zone(zone, model)["class"].values
+    assert len(zone.dates["SENTINEL2_TS"]) == 3 + 2 * 6
     np.testing.assert_array_equal(roi_map(cube, tmp_path, 128), expected)
 
 
 def test_check_counts_the_dates_that_windows_use(other_dates: tuple[PatchFiles, Path], tmp_path: Path) -> None:
-    """One sampled square over all patches: of 15 dates three are common, two are each patch's own."""
+    """One sampled square over all patches: three dates are common, two are each patch's own, a sixth of the pixels."""
     from flairhub.inference.check import CheckReport, _look_at_clouds
 
     changes = {"cube": str(other_dates[1]), "roi": ROI, "img_pixels_detection": 64, "margin": 0}
@@ -224,18 +241,24 @@ def test_check_counts_the_dates_that_windows_use(other_dates: tuple[PatchFiles, 
     zone = open_zone(write_zonal_config(tmp_path / "zonal.yaml", NO_FILES, tmp_path, {**changes, **inputs}))
     report = CheckReport()
     _look_at_clouds(report, zone, "SENTINEL2_TS", CloudFilter(100, 100, 1.0))
-    used = [share for _, _, share in report.dates["SENTINEL2_TS"]]
-    assert (len(used), sum(used)) == (3 + 2 * 6, 3.0)
+    clear = sorted(share for _, share, _ in report.dates["SENTINEL2_TS"])
+    assert clear == pytest.approx([1 / 6] * 12 + [1.0] * 3)
+    assert [share for _, _, share in report.dates["SENTINEL2_TS"]] == [1.0] * 15
 
 
-def test_zone_cube_of_different_dates_is_refused(other_dates: tuple[PatchFiles, Path], tmp_path: Path) -> None:
-    """A zone cube holds one list of dates: zeros in place of images that a patch does not have would be invented."""
-    changes = {"cube": str(other_dates[1]), "roi": ROI, "modalities.inputs.SENTINEL2_TS": True}
-    path = write_zonal_config(
-        tmp_path / "zonal.yaml", NO_FILES, tmp_path, {**changes, "img_pixels_detection": 5, "margin": 0}
-    )
-    with pytest.raises(ZoneError, match=r"SENTINEL2_TS: the patches of ROI AF-S1-27 differ in their dates"):
-        ingest_zone(open_zone(path), cube=tmp_path / "roi.zarr")
+def test_zone_cube_keeps_which_patch_has_which_date(other_dates: tuple[PatchFiles, Path], tmp_path: Path) -> None:
+    changes = {"cube": str(other_dates[1]), "roi": ROI, "img_pixels_detection": 128, "margin": 0}
+    inputs = {f"modalities.inputs.{name}": True for name in SUM}
+    path = write_zonal_config(tmp_path / "zonal.yaml", NO_FILES, tmp_path, {**changes, **inputs})
+    target = tmp_path / "roi.zarr"
+    ingest_zone(open_zone(path), cube=target)
+    stored = open_zone(load_zonal_config(path, [f"cube={target}", "roi=null"]))
+    expected = predict_zone(open_zone(path), fake_model(SUM))["class"].values
+    np.testing.assert_array_equal(predict_zone(stored, fake_model(SUM))["class"].values, expected)
+    valid = stored.rasters["SENTINEL2_TS"].read((0, 20), (0, 30)).valid
+    assert valid is not None
+    assert valid.shape == (15, 20, 30)
+    assert valid.sum() == (3 * 6 + 2 * 6) * 100
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from flairhub.cli import main
 from flairhub.config import load_zonal_config
 from flairhub.errors import ConfigError, OutputExistsError, WeightsError, ZoneError
 from flairhub.inference import open_zone, predict_zone, run_zonal, zone_model
+from flairhub.inference.plan import map_sizes, plan_axes
 from flairhub.models import load_model
 from flairhub.prepare import ImagePreparation
 from flairhub.timeseries import CloudFilter, SeriesPreparation
@@ -95,7 +96,7 @@ def test_windows_through_a_real_network_equal_single_passes(
     zone = open_zone(config())
     model = load_model(bundle)
     found = predict_zone(zone, model, outputs=("probabilities",), batch_size=7)["probabilities"].values
-    rows, cols = zone.axes()
+    rows, cols = plan_axes(zone, map_sizes(zone))
     for i, j in [(1, 1), (2, 0), (rows.count - 1, cols.count - 1)]:
         top, left = rows.start(i), cols.start(j)
         image = np.pad(made.arrays["AERIAL_RGBI"], ((0, 0), (64, 64), (64, 64)), mode="symmetric")

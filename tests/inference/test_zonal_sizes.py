@@ -15,6 +15,7 @@ from flairhub.config import load_zonal_config
 from flairhub.errors import ConfigError
 from flairhub.inference import Style, open_zone, predict_zone
 from flairhub.inference.forward import window_outputs
+from flairhub.inference.plan import map_sizes, plan_axes
 from flairhub.modalities import MODALITIES
 from flairhub.prepare import ImagePreparation
 from tests.helpers.pipelines import ZONES
@@ -34,9 +35,10 @@ def test_published_configurations_open_a_zone_of_published_pixels(tmp_path: Path
     }
     placed = [f"{key}={value}" for key, value in paths.items()]
     zone = open_zone(load_zonal_config(ZONES[name], placed))
-    rows, cols = zone.axes()
+    sizes = map_sizes(zone)
+    rows, cols = plan_axes(zone, sizes)
     lattice = 256 if name == "lc_l" else 1
-    assert (zone.window_px, zone.margin_px, zone.lattice_px, zone.ratio) == (512, 128, lattice, 1)
+    assert (sizes.window_px, sizes.margin_px, zone.lattice_px, sizes.output_px_m) == (512, 128, lattice, 0.2)
     assert (rows.step, rows.crop) == (256, 128)
     assert (rows.count, cols.count) == ((5, 4) if name == "lc_l" else (4, 3))
     if name == "lc_l":

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flairhub.errors import UsageError
+from flairhub.geo import lattice_of
 from flairhub.inference.resample import apply_taps, output_length, output_ratio, resample, taps
-from flairhub.inference.windows import block_edges, lattice_of, mirrored, plan_axis
+from flairhub.inference.windows import block_edges, plan_axis
+from flairhub.zones.raster import mirrored
 
 
 @st.composite

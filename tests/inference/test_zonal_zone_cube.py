@@ -140,7 +140,7 @@ def test_probabilities_are_the_same_bits(made: MadeZone, yaml_path: Path, cube: 
     for changes in ([], [f"cube={cube}"]):
         config = load_zonal_config(yaml_path, changes)
         zone = fh.open_zone(config)
-        assert tuple(zone.sources) == INPUTS
+        assert tuple(zone.rasters) == INPUTS
         assert set(zone.quality) == {"SENTINEL2_TS"}
         np.testing.assert_array_equal(zone.to_xarray()["SPOT_RGBI"]["data"].values, made.arrays["SPOT_RGBI"])
         maps.append(predict_zone(zone, zone_model(config, zone), outputs=("probabilities",), block_px=50))
@@ -154,7 +154,7 @@ def test_pixels_masks_and_grids_survive(made: MadeZone, yaml_path: Path, cube: P
         np.testing.assert_array_equal(values.reshape(made.arrays[name].shape), made.arrays[name])
         assert values.dtype == made.arrays[name].dtype
         assert (mask is None) == (name != "AERIAL_RGBI")
-        source = {**zone.sources, "SENTINEL2_MSK-SC": zone.quality["SENTINEL2_TS"]}[name]
+        source = {**zone.rasters, "SENTINEL2_MSK-SC": zone.quality["SENTINEL2_TS"]}[name]
         assert layer.geobox == source.geobox
         assert layer.nodata == source.nodata
     _, mask = opened.read("AERIAL_RGBI", (0, 20), (40, 80))

@@ -11,9 +11,9 @@ import pytest
 
 from flairhub.errors import DataError, UsageError, ZoneError
 from flairhub.inference import predict_zone
-from flairhub.inference.dates import read_dates
 from flairhub.prepare import ImagePreparation
 from flairhub.timeseries import CloudFilter, SeriesPreparation
+from flairhub.zones.dates import read_dates
 from tests.helpers.zone_makers import X_MIN, Y_MAX, fake_model, made_values, make_zone, write_raster
 
 BOTH = {"AERIAL_RGBI": 1, "SPOT_RGBI": 8}
@@ -49,7 +49,7 @@ def test_alignment_tolerance_is_a_hundredth_of_a_pixel(tmp_path: Path, shift_px:
     origin = (X_MIN + shift_px * 0.2, Y_MAX)
     call = broken(tmp_path, "SPOT_RGBI", made_values("SPOT_RGBI", 0, 8, 8), 1.6, origin=origin)
     if fits:
-        assert call().sources["SPOT_RGBI"].ratio == 8
+        assert call().ratio("SPOT_RGBI") == 8
     else:
         with pytest.raises(ZoneError, match=r"tolerance 0.01 px"):
             call()
@@ -159,7 +159,7 @@ def test_missing_dates(tmp_path: Path) -> None:
 def test_windows_off_the_lattice(tmp_path: Path) -> None:
     made = make_zone(tmp_path, 64, 64, BOTH)
     with pytest.raises(UsageError, match=re.escape("img_pixels_detection: 36 px hold no whole")) as error:
-        made.open(36, 4)
+        predict_zone(made.open(36, 4), fake_model({"AERIAL_RGBI": ImagePreparation()}))
     assert error.value.exit_code == 2
 
 

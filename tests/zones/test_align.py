@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from flairhub.errors import ZoneError
-from flairhub.inference import RasterRequest, build_zone, predict_zone
-from flairhub.inference.zone import zone_of_cube
+from flairhub.inference import predict_zone
 from flairhub.ingest import ingest_zone
 from flairhub.prepare import ImagePreparation
-from tests.helpers.zone_makers import X_MIN, Y_MAX, fake_model, make_zone, write_raster
+from flairhub.zones import RasterRequest, zone_of_cube
+from tests.helpers.zone_makers import X_MIN, Y_MAX, fake_model, make_zone, open_sized, write_raster
 
 AERIAL = {"AERIAL_RGBI": ImagePreparation()}
 
@@ -47,7 +47,7 @@ def test_a_mosaic_is_read_like_one_file(tmp_path: Path) -> None:
     write_raster(tmp_path / "a.tif", values[:, :, :20], 0.2)
     write_raster(tmp_path / "b.tif", values[:, :, 20:], 0.2, origin=(X_MIN + 4, Y_MAX))
     path = mosaic(tmp_path, (("a.tif", 0, 20), ("b.tif", 20, 28)))
-    zone = build_zone([RasterRequest("AERIAL_RGBI", path)], window_px=16, margin_px=2)
+    zone = open_sized([RasterRequest("AERIAL_RGBI", path)], window_px=16, margin_px=2)
     expected = predict_zone(made.open(16, 2), fake_model(AERIAL))["class"].values
     np.testing.assert_array_equal(predict_zone(zone, fake_model(AERIAL))["class"].values, expected)
 
@@ -70,7 +70,7 @@ def test_a_mosaic_names_only_files_beside_it(tmp_path: Path, file: str, extra: s
         write_raster(name, np.ones((4, 40, 48), np.uint8), 0.2)
     path = mosaic(folder, ((file, 0, 48),), extra)
     with pytest.raises(ZoneError, match=message):
-        build_zone([RasterRequest("AERIAL_RGBI", path, key="key")], window_px=16, margin_px=2)
+        open_sized([RasterRequest("AERIAL_RGBI", path, key="key")], window_px=16, margin_px=2)
 
 
 def test_other_extents_and_grids_are_resampled(tmp_path: Path) -> None:
@@ -82,10 +82,10 @@ def test_other_extents_and_grids_are_resampled(tmp_path: Path) -> None:
     path = write_raster(tmp_path / "spot.tif", spot, 1.6, origin=(X_MIN - 1.1, Y_MAX + 0.7))
     requests = [RasterRequest("AERIAL_RGBI", aerial), RasterRequest("SPOT_RGBI", path)]
     with pytest.raises(ZoneError, match="align: resample"):
-        build_zone(requests, window_px=16, margin_px=0)
-    zone = build_zone(requests, window_px=16, margin_px=0, resample=True)
+        open_sized(requests, window_px=16, margin_px=0)
+    zone = open_sized(requests, window_px=16, margin_px=0, resample=True)
     assert (zone.geobox.height, zone.geobox.width) == (48, 56)
-    assert zone.sources["SPOT_RGBI"].ratio == 8
+    assert zone.ratio("SPOT_RGBI") == 8
     tree = zone.to_xarray()
     read = tree["SPOT_RGBI"]["data"].values
     assert (read[:, :3] == 77).all()
@@ -97,7 +97,7 @@ def test_other_extents_and_grids_are_resampled(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, predict_zone(zone, model)["class"].values)
     # A zone cube keeps what was resampled, and where it reaches.
     ingest_zone(zone, cube=tmp_path / "zone.zarr")
-    sizes = {"window_px": 16, "margin_px": 0}
+    sizes = {"suggested": {"window_px": 16, "margin_px": 0}}
     cube = zone_of_cube(tmp_path / "zone.zarr", None, ["AERIAL_RGBI", "SPOT_RGBI"], **sizes)
     np.testing.assert_array_equal(found, predict_zone(cube, model)["class"].values)
 
@@ -119,7 +119,7 @@ def test_another_crs(tmp_path: Path) -> None:
     with rasterio.open(far, "w", **profile, crs="EPSG:32631", transform=transform) as target:
         target.write(warped)
     requests = [RasterRequest("AERIAL_RGBI", aerial), RasterRequest("SPOT_RGBI", far)]
-    zone = build_zone(requests, window_px=16, margin_px=0, resample=True)
+    zone = open_sized(requests, window_px=16, margin_px=0, resample=True)
     read = zone.to_xarray()["SPOT_RGBI"]["data"].values
     assert read.shape == (4, 10, 10)
     # Ten per pixel of 1.6 m; nearest and bilinear resampling are off by less than a pixel.

@@ -10,8 +10,8 @@ import pytest
 import rasterio
 from rasterio.errors import RasterioError
 
-from flairhub.inference.handles import MAX_OPEN, borrowed, close_all
-from flairhub.inference.rasters import describe_raster, read_region
+from flairhub.zones import open_file
+from flairhub.zones.geotiff import MAX_OPEN, borrowed, close_all
 from tests.helpers.zone_makers import write_raster
 
 
@@ -24,12 +24,12 @@ def test_overlapping_regions_decode_each_chunk_about_once(tmp_path: Path) -> Non
     rng = np.random.default_rng(0)
     values = rng.integers(0, 255, (3, 512, 512), dtype=np.uint8)
     path = write_raster(tmp_path / "a.tif", values, 0.2, blockxsize=128, blockysize=128)
-    source = describe_raster(path, "AERIAL_RGBI", "key")
+    source = open_file(path, "AERIAL_RGBI", "key")
     close_all()
     before = bytes_read()
     for top in range(0, 512, 64):
         for left in range(0, 512, 64):
-            found = read_region(source, (top - 32, top + 96), (left - 32, left + 96))[0]
+            found = source.read((top - 32, top + 96), (left - 32, left + 96)).values
             assert found.shape == (3, 128, 128)
     assert bytes_read() - before < 1.2 * path.stat().st_size
     close_all()

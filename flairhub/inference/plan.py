@@ -1,0 +1,210 @@
+"""How a zone is cut into windows and blocks for a model: known before any pixel is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import product
+
+from flairhub.errors import UsageError, ZoneError
+from flairhub.geo import GeoBox
+from flairhub.inference.forward import PLAIN, Style
+from flairhub.inference.network import ModelRef
+from flairhub.inference.resample import output_length, output_ratio
+from flairhub.inference.windows import AxisWindows, block_edges, plan_axis
+from flairhub.timeseries import SeriesPreparation, check_channels
+from flairhub.zones import Zone
+
+MAX_BLOCK_PX = 2048
+BLOCK_BYTES = 256_000_000
+"""Default blocks have at most so many pixels along an axis and so many bytes of source pixels."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Windows and output pixels of a map.
+
+    Attributes:
+        window_px: Window length in finest pixels, halo included.
+        margin_px: Pixels cut off on each side of a window, at least.
+        output_px_m: Pixel of the maps in metres; None = the finest grid.
+        batch_size: Windows per call of the network.
+    """
+
+    window_px: int
+    margin_px: int
+    output_px_m: float | None = None
+    batch_size: int = 1
+
+
+@dataclass(frozen=True)
+class MapPlan:
+    """How a zone is cut into windows and blocks: facts only, small.
+
+    Attributes:
+        zone: The rasters.
+        rows: Windows along y.
+        cols: Windows along x.
+        ratio: Finest pixels per output pixel.
+        row_edges: Block edges along y, output pixels.
+        col_edges: Block edges along x.
+        sizes: Of windows and output pixels.
+        tasks: (name, number of classes) of what is predicted.
+        style: Blending, precision, flips, missing inputs.
+    """
+
+    zone: Zone
+    rows: AxisWindows
+    cols: AxisWindows
+    ratio: Fraction
+    row_edges: tuple[int, ...]
+    col_edges: tuple[int, ...]
+    sizes: Sizes
+    tasks: tuple[tuple[str, int], ...]
+    style: Style = PLAIN
+
+    @property
+    def geobox(self) -> GeoBox:
+        """Grid of the maps; its last row and column may reach beyond the zone by part of a pixel."""
+        return output_geobox(self.zone, self.ratio)
+
+    @property
+    def n_blocks(self) -> tuple[int, int]:
+        """Blocks along y and x."""
+        return len(self.row_edges) - 1, len(self.col_edges) - 1
+
+    @property
+    def n_windows(self) -> int:
+        """Windows that cover the zone."""
+        return self.rows.count * self.cols.count
+
+    @property
+    def recompute_factor(self) -> float:
+        """Pixels the network sees per pixel of the zone."""
+        box = self.zone.geobox
+        return self.n_windows * self.rows.window**2 / (box.height * box.width)
+
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """Row and column numbers of all blocks."""
+        return product(range(self.n_blocks[0]), range(self.n_blocks[1]))
+
+    def extent(self, block: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """First row and one past the last, and the same for columns, of a block in output pixels."""
+        row, col = block
+        return (self.row_edges[row], self.row_edges[row + 1]), (self.col_edges[col], self.col_edges[col + 1])
+
+
+def map_sizes(
+    zone: Zone,
+    window_px: int | None = None,
+    margin_px: int | None = None,
+    output_px_m: float | None = None,
+    batch_size: int | None = None,
+) -> Sizes:
+    """Return the sizes that are given, else those of the configuration that opened the zone.
+
+    Raises:
+        UsageError: No window is given and no configuration opened the zone.
+    """
+    given = {"window_px": window_px, "margin_px": margin_px, "output_px_m": output_px_m, "batch_size": batch_size}
+    chosen = {**zone.suggested, **{key: value for key, value in given.items() if value is not None}}
+    if "window_px" not in chosen:
+        raise UsageError("window_px: not given, and no configuration opened the zone. Pass window_px and margin_px.")
+    return Sizes(**{"margin_px": 0, **chosen})
+
+
+def plan_axes(zone: Zone, sizes: Sizes) -> tuple[AxisWindows, AxisWindows]:
+    """Lay windows over a zone along y and x.
+
+    Raises:
+        UsageError: Window and margin do not fit the modalities' pixels.
+    """
+    lattice = zone.lattice_px
+    rows = plan_axis(zone.geobox.height, sizes.window_px, sizes.margin_px, lattice)
+    return rows, plan_axis(zone.geobox.width, sizes.window_px, sizes.margin_px, lattice)
+
+
+def output_geobox(zone: Zone, ratio: Fraction) -> GeoBox:
+    """Grid of maps with `ratio` finest pixels per pixel."""
+    box = zone.geobox
+    height, width = output_length(box.height, ratio), output_length(box.width, ratio)
+    x_res, y_res = float(box.x_res * ratio), float(box.y_res * ratio)
+    return GeoBox(box.crs_wkt, box.x_min, box.y_max, x_res, y_res, height, width)
+
+
+def plan_map(
+    zone: Zone,
+    model: ModelRef,
+    sizes: Sizes,
+    block_px: int | None = None,
+    style: Style = PLAIN,
+) -> MapPlan:
+    """Lay windows and blocks over a zone and check that the model can read it.
+
+    Args:
+        zone: The rasters.
+        model: What the network takes and predicts.
+        sizes: Of windows and output pixels.
+        block_px: Largest block in output pixels; None = 2048, or less where that is more than 256 MB of pixels.
+        style: Blending, precision, flips, missing inputs.
+
+    Raises:
+        ZoneError: The zone lacks an input of the model, or its bands do not fit.
+        UsageError: Window, margin, block or batch size cannot be.
+    """
+    check_inputs(zone, model)
+    rows, cols = plan_axes(zone, sizes)
+    ratio = output_ratio(sizes.output_px_m, zone.geobox.x_res)
+    if sizes.batch_size < 1:
+        raise UsageError(f"batch_size: got {sizes.batch_size}, expected at least 1.")
+    block = default_block(zone, model, rows.step, ratio, style) if block_px is None else block_px
+    row_edges = block_edges(output_length(rows.length, ratio), block, ratio, rows)
+    col_edges = block_edges(output_length(cols.length, ratio), block, ratio, cols)
+    names = tuple((task.label, task.n_classes) for task in model.tasks)
+    return MapPlan(zone, rows, cols, ratio, row_edges, col_edges, sizes, names, style)
+
+
+def source_bytes_per_px(zone: Zone, names: list[str]) -> float:
+    """Bytes of source pixels per finest pixel of a zone."""
+    return sum(zone.rasters[name].bytes_per_px / float(zone.ratio(name)) ** 2 for name in names)
+
+
+def default_block(zone: Zone, model: ModelRef, step: int, ratio: Fraction = Fraction(1), style: Style = PLAIN) -> int:
+    """Return a block length in output pixels that bounds the memory of a block, at least one window's core."""
+    per_px = source_bytes_per_px(zone, list(model.preparations))
+    if ratio != 1 or style.blend:
+        per_px += 4 * sum(task.n_classes for task in model.tasks)
+    fine = max(int((BLOCK_BYTES / per_px) ** 0.5), step)
+    return min(MAX_BLOCK_PX, max(1, int(fine / ratio)))
+
+
+def check_inputs(zone: Zone, model: ModelRef) -> None:
+    """Raise ZoneError unless the zone has what the model takes."""
+    for name, preparation in model.preparations.items():
+        raster = zone.rasters.get(name)
+        if raster is None:
+            raise ZoneError(
+                f"the model takes {name}, but the zone has only {', '.join(zone.rasters)}. "
+                f"Enable modalities.inputs.{name} and give its raster."
+            )
+        n_bands = len(raster.bands)
+        try:
+            check_channels(preparation.channels or (), n_bands)
+        except UsageError as error:
+            raise ZoneError(f"{name}: {raster.where}: {error}") from None
+        if isinstance(preparation, SeriesPreparation) != (raster.dates is not None):
+            raise ZoneError(f"{name}: the model and the zone disagree on whether it is a time series.")
+        if isinstance(preparation, SeriesPreparation):
+            if preparation.cloud_filter is not None and name not in zone.quality:
+                raise ZoneError(
+                    f"{name}: the model filters clouds, but the zone has no quality mask. "
+                    f"Give modalities.{name}.filter_clouds_img_path (with cube: ingest again with it)."
+                )
+        elif preparation.elevation is not None and n_bands != 2:
+            raise ZoneError(f"{name}: {raster.where} has {n_bands} bands, expected 2 (DSM, DTM).")
+        elif preparation.means and len(preparation.means) != preparation.n_channels(n_bands):
+            raise ZoneError(
+                f"{name}: {raster.where} gives {preparation.n_channels(n_bands)} channels, but the model "
+                f"normalises {len(preparation.means)}."
+            )
