@@ -7,7 +7,7 @@ asked themselves.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
 from flairhub.errors import ZoneError
-from flairhub.validity import valid_pixels
+from flairhub.validity import nodata_of, valid_pixels
 from flairhub.zones.geotiff import MissingFacts, Span, borrowed, missing_facts, read_masks, window_of, written_pixels
 
 _MAX_BYTES = 50_000_000
@@ -37,12 +37,14 @@ class Tile:
 
     Attributes:
         path: GeoTIFF.
+        band: Which of its bands, from 1.
         source: What of the tile is shown; None = all of it.
         target: Where; None = on the whole mosaic.
         overlay: Its pixels without data let show what lies below.
     """
 
     path: str
+    band: int
     source: Rect | None
     target: Rect | None
     overlay: bool
@@ -168,7 +170,8 @@ def _tile(element: ElementTree.Element, files: dict[str, str]) -> Tile:
     assert name is not None
     path = files[ElementTree.tostring(name, encoding="unicode").strip()]
     overlay = element.find("NODATA") is not None or (element.findtext("UseMaskBand") or "").strip().lower() == "true"
-    return Tile(path, _rect(element.find("SrcRect")), _rect(element.find("DstRect")), overlay)
+    band = int(element.findtext("SourceBand") or 1)
+    return Tile(path, band, _rect(element.find("SrcRect")), _rect(element.find("DstRect")), overlay)
 
 
 def _rect(element: ElementTree.Element | None) -> Rect | None:
@@ -193,8 +196,13 @@ class Coverage:
 
 def band_coverages(mosaic: Mosaic, rows: Span, cols: Span) -> list[Coverage]:
     """Return where each band of a mosaic has data in a region; bands of the same tiles share one answer."""
-    by_tiles = {tiles: _coverage(mosaic, tiles, rows, cols) for tiles in set(mosaic.bands)}
-    return [by_tiles[tiles] for tiles in mosaic.bands]
+    # Which band of a tile is shown matters only where its numbers do.
+    groups = [
+        tuple(tile if _tile_facts(Path(tile.path)).nodata is not None else replace(tile, band=0) for tile in tiles)
+        for tiles in mosaic.bands
+    ]
+    by_group = {group: _coverage(mosaic, group, rows, cols) for group in set(groups)}
+    return [by_group[group] for group in groups]
 
 
 def _coverage(mosaic: Mosaic, tiles: Sequence[Tile], rows: Span, cols: Span) -> Coverage:
@@ -246,7 +254,8 @@ def _tile_validity(mosaic: Mosaic, tile: Tile, rows: Span, cols: Span) -> tuple[
             known = every_band if known is None else known & every_band
         numbers = None
         if facts.nodata is not None:
-            numbers = valid_pixels(dataset.read(window=window_of(own_rows, own_cols)), facts.nodata)
+            values = dataset.read([tile.band], window=window_of(own_rows, own_cols))
+            numbers = valid_pixels(values, nodata_of(facts.nodata, tile.band - 1))
     pick = np.ix_(y - own_rows[0], x - own_cols[0])
     return True if known is None else known[pick], True if numbers is None else numbers[pick]
 

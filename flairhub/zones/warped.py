@@ -142,7 +142,7 @@ class WarpedRaster(Raster):
             if nodata is not None:
                 plane, gaps = values[..., band, :, :], empty[..., band, :, :]
                 # As GDAL does: a mean that is the nodata number by chance moves by one.
-                plane[plane == nodata] += 1 if nodata < np.iinfo(self.dtype).max else -1
+                plane[plane == nodata] = nodata + 1 if nodata < np.iinfo(self.dtype).max else nodata - 1
                 plane[gaps] = nodata
         return values
 

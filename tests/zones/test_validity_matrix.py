@@ -202,8 +202,7 @@ def series_of_holes(folder: Path) -> Made:
     """A stack by gdalbuildvrt -separate: the second date lacks a tile, the third has none."""
     values = image("uint16", 30)
     write_raster(folder / "first.tif", values[:10], RES)
-    for col in (0,):
-        write_raster(folder / "left.tif", values[10:20, :, :16], RES)
+    write_raster(folder / "left.tif", values[10:20, :, :16], RES)
     values[10:20, :, 16:] = 0
     values[20:] = 0
     text = ""
