@@ -7,7 +7,7 @@ through a function of this module.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from xml.sax.saxutils import escape, quoteattr
 import numpy as np
 from numpy.typing import NDArray
 
-from flairhub.errors import DataError
+from flairhub.errors import DataError, UsageError
 from flairhub.geo import GeoBox
 from flairhub.jobs import placed
-from flairhub.tasks import IGNORE_INDEX, Language, Task
+from flairhub.tasks import IGNORE_INDEX, LabelClass, Language, Task, named_task, parse_colour
 
 NO_CLASS_COLOUR = (235, 235, 235)
 """Grey of pixels without a label or outside the map, in pictures; in rasters they are transparent."""
@@ -125,6 +125,70 @@ def _ungeoreferenced_allowed() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         yield
+
+
+# --- as attributes of an array
+
+
+def class_attributes(task: Task) -> dict[str, Any]:
+    """Return the class table of a map as attributes of its array; `task_of_attributes` reads them back.
+
+    Returns:
+        JSON-ready: `task`, `level`, `class_names`, `class_names_fr` and, by the CF conventions, `flag_values`,
+        `flag_meanings` (words without blanks, separated by blanks) and `flag_colors` (`#rrggbb`, separated by blanks).
+    """
+    return {
+        "task": task.label,
+        "level": task.level,
+        "class_names": list(task.names),
+        "class_names_fr": list(task.names_in("fr")),
+        "flag_values": [row.index for row in task.classes],
+        "flag_meanings": " ".join("_".join(row.name.split()) for row in task.classes),
+        "flag_colors": " ".join(row.css for row in task.classes),
+    }
+
+
+def task_of_attributes(attributes: Mapping[str, Any]) -> Task:
+    """Return what a map shows, from the attributes of its array.
+
+    Args:
+        attributes: From `class_attributes`, also read back from a file; at least `class_names` or `flag_meanings`,
+            or `CLASS_0`, `CLASS_1`, ..., as the maps on disk have them. What else is missing comes from the
+            published nomenclature of the task.
+
+    Raises:
+        UsageError: They hold no class names, or values that are not 0..N-1.
+    """
+    label = str(attributes.get("task", attributes.get("long_name", "classes")))
+    names = _names_of(attributes)
+    task = named_task(label, int(attributes.get("level", 1)), dict(enumerate(names)))
+    values = np.atleast_1d(attributes.get("flag_values", range(len(names)))).tolist()
+    colours = str(attributes["flag_colors"]).split() if "flag_colors" in attributes else [r.css for r in task.classes]
+    french = attributes.get("class_names_fr", task.names_in("fr"))
+    if values != list(range(len(names))) or not len(names) == len(colours) == len(french):
+        raise UsageError(
+            f"attributes: {len(names)} class names, {len(french)} French ones, {len(colours)} colours, flag_values "
+            f"{values}. Expected as many of each, of the values 0..{len(names) - 1}."
+        )
+    rows = enumerate(zip(names, french, colours, strict=True))
+    return Task(label, task.level, tuple(LabelClass(i, en, str(fr), parse_colour(css)) for i, (en, fr, css) in rows))
+
+
+def _names_of(attributes: Mapping[str, Any]) -> list[str]:
+    if "class_names" in attributes:
+        return [str(name) for name in np.atleast_1d(attributes["class_names"])]
+    if "flag_meanings" in attributes:
+        return [word.replace("_", " ") for word in str(attributes["flag_meanings"]).split()]
+    names = {key: str(value) for key, value in attributes.items() if str(key).startswith("CLASS_")}
+    if not names:
+        raise UsageError(
+            "no class names: the array has none of the attributes class_names, flag_meanings, CLASS_0. "
+            "Give it those of a map: array.assign_attrs(maps['class'].attrs)."
+        )
+    try:
+        return [names[f"CLASS_{i}"] for i in range(len(names))]
+    except KeyError as error:
+        raise UsageError(f"attributes: {error} is missing among {', '.join(names)}.") from None
 
 
 # --- beside the raster

@@ -72,12 +72,22 @@ class Task:
         return tuple(row.name_fr if language == "fr" else row.name for row in self.classes)
 
 
-def _parse_colour(text: str) -> tuple[int, int, int]:
-    return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
+def parse_colour(text: str) -> tuple[int, int, int]:
+    """Return (red, green, blue), 0-255, of `#rrggbb`.
+
+    Raises:
+        UsageError: The text is no such colour.
+    """
+    try:
+        if len(text) != 7 or text[0] != "#":
+            raise ValueError
+        return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
+    except ValueError:
+        raise UsageError(f"colour: got {text!r}, expected #rrggbb.") from None
 
 
 def _classes(rows: tuple[tuple[str, str, str], ...]) -> tuple[LabelClass, ...]:
-    return tuple(LabelClass(i, en, fr, _parse_colour(colour)) for i, (en, fr, colour) in enumerate(rows))
+    return tuple(LabelClass(i, en, fr, parse_colour(colour)) for i, (en, fr, colour) in enumerate(rows))
 
 
 _COSIA = _classes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,17 +13,19 @@ import rasterio
 from flairhub.class_raster import (
     NO_CLASS_COLOUR,
     category_xml,
+    class_attributes,
     paint,
     prediction_files,
     prediction_name,
     qgis_style,
     read_class_raster,
     stac_classes,
+    task_of_attributes,
     write_class_raster,
 )
-from flairhub.errors import DataError
+from flairhub.errors import DataError, UsageError
 from flairhub.geo import GeoBox
-from flairhub.tasks import IGNORE_INDEX, default_task
+from flairhub.tasks import IGNORE_INDEX, LabelClass, Task, default_task
 
 COSIA = default_task("AERIAL_LABEL-COSIA")
 CLASSES = np.array([[0, 6, 18], [IGNORE_INDEX, 1, 6]], np.uint8)
@@ -90,3 +93,60 @@ def test_a_prediction_is_found_by_the_patch_it_belongs_to(tmp_path: Path) -> Non
     (tmp_path / name).touch()
     (tmp_path / "notes.tif").touch()
     assert prediction_files(tmp_path) == {"D012-2019_AF-S1-27_5-10": tmp_path / name}
+
+
+def test_the_class_table_travels_in_attributes() -> None:
+    attributes = class_attributes(default_task("AERIAL_LABEL-COSIA"))
+    assert attributes["task"] == "AERIAL_LABEL-COSIA"
+    assert attributes["level"] == 1
+    assert attributes["flag_values"] == list(range(19))
+    assert attributes["flag_meanings"].split()[:4] == ["building", "greenhouse", "swimming_pool", "impervious_surface"]
+    assert attributes["flag_colors"].split()[:2] == ["#db0e9a", "#9999ff"]
+    assert attributes["class_names"][3] == "impervious surface"
+    assert attributes["class_names_fr"][3] == "zone imperméable"
+    assert json.loads(json.dumps(attributes)) == attributes
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        default_task("AERIAL_LABEL-COSIA"),
+        default_task("ALL_LABEL-LPIS", 2),
+        Task("mine", 3, (LabelClass(0, "a b", "à b", (1, 2, 3)), LabelClass(1, "c", "d", (255, 0, 16)))),
+        Task("one", 1, (LabelClass(0, "all", "tout", (0, 0, 0)),)),
+    ],
+    ids=lambda task: task.label,
+)
+def test_attributes_give_the_task_back(task: Task) -> None:
+    attributes = class_attributes(task)
+    assert task_of_attributes(attributes) == task
+    # Formats without lists give arrays back, and one value as a number.
+    stored = {key: np.array(value) if isinstance(value, list) else value for key, value in attributes.items()}
+    assert task_of_attributes(stored | {"flag_values": np.squeeze(stored["flag_values"])}) == task
+
+
+def test_what_attributes_lack_comes_from_the_published_nomenclature() -> None:
+    published = default_task("AERIAL_LABEL-COSIA")
+    assert task_of_attributes({"task": published.label, "class_names": list(published.names)}) == published
+    on_disk = {f"CLASS_{i}": name for i, name in enumerate(published.names)} | {"long_name": published.label}
+    assert task_of_attributes(on_disk) == published
+    foreign = task_of_attributes(
+        {"flag_meanings": "dry_land sea", "flag_values": [0, 1], "flag_colors": "#010203 #ffffff"}
+    )
+    assert foreign.names == ("dry land", "sea")
+    assert foreign.classes[0].colour == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"units": "m"}, "no class names: the array has none of the attributes class_names"),
+        ({"class_names": ["a", "b"], "flag_values": [1, 2]}, r"flag_values \[1, 2\]. Expected as many of each"),
+        ({"class_names": ["a", "b"], "flag_colors": "#000000"}, "2 class names, 2 French ones, 1 colours"),
+        ({"class_names": ["a"], "flag_colors": "red"}, "colour: got 'red', expected #rrggbb"),
+        ({"CLASS_0": "a", "CLASS_2": "b"}, "'CLASS_1' is missing among CLASS_0, CLASS_2"),
+    ],
+)
+def test_attributes_that_are_no_class_table_are_refused(attributes: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        task_of_attributes(attributes)
