@@ -26,7 +26,7 @@ from common import FOOTPRINT_M, machine
 from rasterio.transform import from_origin
 
 import flairhub as fh
-from flairhub.cube.template import GroupResult, create_store, finish_store
+from flairhub.cube.template import GroupResult, create_store, fill_store, set_status
 from flairhub.ingest.plan import Options, Plan, Planner
 from flairhub.ingest.sources import source_of_folder
 from flairhub.modalities import MODALITIES
@@ -144,7 +144,8 @@ def finish(store: Path, plan: Plan) -> None:
     n_patches = len(plan.template.columns["patch_id"])
     origins = np.zeros((n_patches, 2))
     result = GroupResult(np.ones(n_patches, dtype=bool), {})
-    finish_store(store, plan.template, origins, {group.name: result for group in plan.template.groups})
+    fill_store(store, plan.template, origins, {group.name: result for group in plan.template.groups})
+    set_status(store, "complete")
 
 
 def describe_cube(store: Path) -> None:

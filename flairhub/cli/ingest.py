@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -37,9 +37,15 @@ if TYPE_CHECKING:
     "--workers",
     type=click.IntRange(min=0),
     show_default="one per core; for few files 0",
-    help="Local worker processes; 0 = this process alone. With --zone: threads, default 2.",
+    help="Local worker processes; 0 = this process alone. With --zone: threads, or processes with --scheduler "
+    "processes; default 2.",
 )
-@click.option("--scheduler", help="Address of a running dask scheduler, tcp://host:port.")
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="A running dask scheduler such as tcp://host:8786; with --zone also threads (default), processes.",
+)
+@click.option("--no-lock", is_flag=True, help="For file systems without locks: only a plain lock file.")
 @click.option(
     "--codec",
     type=click.Choice(["balanced", "fast", "dense", "none"]),
@@ -73,6 +79,7 @@ def command(
     overwrite: bool,
     workers: int | None,
     scheduler: str | None,
+    no_lock: bool,
     codec: str,
     shard: int | None,
     on_error: str,
@@ -87,14 +94,16 @@ def command(
       flairhub ingest --config configs/ --cube hub.zarr
       flairhub ingest --root FLAIR-HUB/ --cube toy.zarr --modality AERIAL_RGBI --modality AERIAL_LABEL-COSIA
       flairhub ingest --zone zonal.yaml --cube zone.zarr
+      flairhub ingest --zone zonal.yaml --cube zone.zarr --scheduler tcp://10.0.0.1:8786
     """
     from flairhub.cli.console import console, progress_bar
     from flairhub.ingest import ingest
 
     if zone_paths:
-        names = ("config_paths", "root", "modalities", "domains", "scheduler", "shard", "on_error", "max_skipped")
+        names = ("config_paths", "root", "modalities", "domains", "shard", "on_error", "max_skipped")
         _refuse_patch_options(names)
-        _ingest_zone(zone_paths, overrides, cube, overwrite, workers, codec)
+        options = {"workers": workers or 2, "scheduler": scheduler, "lock": not no_lock, "codec": codec}
+        _ingest_zone(zone_paths, overrides, cube, overwrite=overwrite, **options)
         return
     config = None
     if config_paths:
@@ -116,6 +125,7 @@ def command(
             overwrite=overwrite,
             workers=workers,
             scheduler=scheduler,
+            lock=not no_lock,
             on_error=on_error,
             max_skipped=max_skipped,
             codec=codec,
@@ -150,14 +160,7 @@ def _refuse_patch_options(names: tuple[str, ...]) -> None:
             raise UsageError(f"{parameter.opts[0]} is for patches, --zone takes whole rasters. Leave one of them out.")
 
 
-def _ingest_zone(
-    zone_paths: tuple[Path, ...],
-    overrides: tuple[str, ...],
-    cube: Path | None,
-    overwrite: bool,
-    workers: int | None,
-    codec: str,
-) -> None:
+def _ingest_zone(zone_paths: tuple[Path, ...], overrides: tuple[str, ...], cube: Path | None, **options: Any) -> None:
     from flairhub.cli.console import progress_bar
     from flairhub.config import load_zonal_config
     from flairhub.inference import open_zone
@@ -171,7 +174,7 @@ def _ingest_zone(
         raise UsageError(f"{names}: cube is set already: its rasters are in a zone cube. Pass --set cube=null.")
     zone = open_zone(config, all_masks=True)
     with progress_bar() as progress:
-        report = ingest_zone(zone, cube=cube, overwrite=overwrite, workers=workers or 2, codec=codec, progress=progress)
+        report = ingest_zone(zone, cube=cube, progress=progress, **options)
     _show(report, f"{', '.join(layer.name for layer in report.layers)}; ", f" Map it with `--set cube={cube}`.")
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     metavar="ADDRESS",
     help="threads (default), processes (local dask workers), or a dask scheduler such as tcp://host:8786.",
 )
+@click.option("--no-lock", is_flag=True, help="For file systems without locks: only a plain lock file.")
 def command(
     config_paths: tuple[Path, ...],
     overrides: tuple[str, ...],
@@ -32,6 +33,7 @@ def command(
     resume: bool,
     workers: int | None,
     scheduler: str | None,
+    no_lock: bool,
 ) -> None:
     """Map a zone: whole rasters in, one GeoTIFF or COG per task out.
 
@@ -54,7 +56,13 @@ def command(
     config = load_zonal_config(config_paths, overrides)
     with progress_bar() as progress:
         result = run_zonal(
-            config, overwrite=overwrite, resume=resume, workers=workers, scheduler=scheduler, progress=progress
+            config,
+            overwrite=overwrite,
+            resume=resume,
+            workers=workers,
+            scheduler=scheduler,
+            lock=not no_lock,
+            progress=progress,
         )
     pictures = _draw(result) if config.write_quicklook and config.output_type == "argmax" else []
     _show(result, pictures)

@@ -28,7 +28,7 @@ from flairhub.cube.spec import (
     ArraySpec,
     valid_spec,
 )
-from flairhub.jobs import reach, to_disk, write_file
+from flairhub.jobs import write_file
 from flairhub.modalities import modality
 from flairhub.timeseries import CloudFilter, period_count
 
@@ -136,10 +136,10 @@ def create_store(folder: Path, template: CubeTemplate) -> None:
             _create_group(root, group, template)
 
 
-def finish_store(
+def fill_store(
     folder: Path, template: CubeTemplate, origins: NDArray[np.float64], results: Mapping[str, GroupResult]
 ) -> None:
-    """Write what the jobs found, then set the status to `complete` in one step; safe to repeat.
+    """Write what the jobs gave and consolidate the metadata; safe to repeat.
 
     Args:
         folder: The store.
@@ -165,11 +165,7 @@ def finish_store(
                 shutil.rmtree(folder / group.name / VALID, ignore_errors=True)
             validity = {} if group.spec.dims[-3] == "level" else {"validity": _write_validity(stored, group, result)}
             stored.attrs.update({**result.attributes, **validity})
-        consolidate(folder)
-    to_disk(path for path in folder.rglob("*") if path.is_file())
-    reach("tables")
-    set_status(folder, "complete")
-    reach("complete")
+    consolidate(folder)
 
 
 def _write_validity(stored: Any, group: GroupTemplate, result: GroupResult) -> list[str]:

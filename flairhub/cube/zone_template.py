@@ -52,7 +52,7 @@ def create_zone_store(folder: Path, layers: Sequence[ZoneLayer], codec: str, pla
         root.create_group(INGEST, attributes={"holds": "journal of the ingest; no arrays"})
         for layer in layers:
             _create_layer(root, layer, codec)
-        consolidate(folder)
+    consolidate(folder)
 
 
 def _create_layer(root: Any, layer: ZoneLayer, codec: str) -> None:

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flairhub.inference.batches import BlockPixels, make_batch, read_block, valid_region
-from flairhub.inference.execute import Stopped
 from flairhub.inference.forward import Output, read_probabilities, window_outputs
 from flairhub.inference.network import LoadedNetwork, ModelRef, load
 from flairhub.inference.plan import MapPlan
 from flairhub.inference.resample import Taps, resample, taps
 from flairhub.inference.windows import AxisWindows, touching, weights_of
+from flairhub.jobs import Stopped
 from flairhub.tasks import IGNORE_INDEX
 
 OUTPUTS: tuple[Output, ...] = ("class", "confidence", "probabilities", "scaled")

@@ -129,6 +129,7 @@ def run_zonal(
     resume: bool = True,
     workers: int | None = None,
     scheduler: str | None = None,
+    lock: bool = True,
     progress: Progress | None = None,
 ) -> ZonalResult:
     """Map the zone of a configuration: the `flairhub zonal` command.
@@ -139,6 +140,7 @@ def run_zonal(
         resume: Continue a killed run; False starts over.
         workers: Threads that read and prepare beside the network; default `workers`, else `num_worker`, else 2.
         scheduler: None or `threads`, `processes`, or a dask scheduler's address; default the configuration's.
+        lock: Use the locks of the file system; False only where it has none.
         progress: Told about finished blocks and pieces.
 
     Raises:
@@ -172,6 +174,7 @@ def run_zonal(
         block_px=config.block_px,
         overwrite=overwrite,
         resume=resume,
+        lock=lock,
         workers=workers or config.workers or config.num_worker or min(2, os.cpu_count() or 1),
         scheduler=scheduler or config.scheduler,
         config_yaml=resolved_yaml(config),

@@ -19,7 +19,6 @@ import numpy as np
 from flairhub.class_raster import category_xml, qgis_style
 from flairhub.errors import OutputExistsError
 from flairhub.inference.block import predict_block
-from flairhub.inference.execute import job_workers, run_jobs
 from flairhub.inference.extras import NONE, Extras, write_task_polygons
 from flairhub.inference.forward import PLAIN, Output, Style
 from flairhub.inference.network import ModelRef, model_ref
@@ -35,7 +34,8 @@ from flairhub.inference.outputs import (
 )
 from flairhub.inference.plan import MapPlan, map_sizes, plan_map
 from flairhub.inference.sidecars import stac_item, write_tiles
-from flairhub.inference.work import Block, BlockRecord, BlockStore, Work, found_key, write_atomically
+from flairhub.inference.work import Block, BlockRecord, BlockStore, Work, found_key
+from flairhub.jobs import job_workers, run_jobs, write_text
 from flairhub.progress import Progress, silent
 from flairhub.tasks import IGNORE_INDEX, Task
 from flairhub.version import __version__
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _FORMAT = 1
+
+_LESS_MEMORY = "Use a smaller block_px or batch_size."
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,7 @@ def write_zone(
     resume: bool = True,
     workers: int = 1,
     scheduler: str | None = None,
+    lock: bool = True,
     config_yaml: str = "",
     config_hash: str = "",
     style: Style = PLAIN,
@@ -180,6 +183,7 @@ def write_zone(
         resume: Continue unfinished work; False starts over.
         workers: Threads, or processes with `scheduler="processes"`.
         scheduler: None or `threads`, `processes`, or the address of a dask scheduler.
+        lock: Use the locks of the file system; False only where it has none.
         config_yaml: Configuration to keep beside the maps.
         config_hash: For the tags.
         style: Blending, precision, flips, missing inputs.
@@ -189,6 +193,8 @@ def write_zone(
     Raises:
         OutputExistsError: A file exists, or other unfinished work does, and overwriting was not asked for.
         ZoneError: Zone and model do not fit, or a written map does not read back.
+        LockError: Another process makes this map, or the file system has no locks.
+        JobError: Workers die again and again, or are gone.
     """
     started = time.monotonic()
     report = progress or silent
@@ -210,7 +216,7 @@ def write_zone(
     key = _key(plan, ref, output_type, arrays)
     if not overwrite:
         check_absent(target.folder, target.files(ref.tasks), target.work_folder, key if resume else "")
-    with Work.open(target.work_folder, key, store, resume=resume, discard_other=overwrite) as work:
+    with Work.open(target.work_folder, key, store, resume=resume, discard_other=overwrite, lock=lock) as work:
         before = len(work.done)
         try:
             _compute(plan, ref, work, output_type, workers, scheduler, report)
@@ -265,7 +271,7 @@ def _compute(
     try:
         with job_workers(workers, scheduler) as pool:
             function = partial(compute_block, plan, ref, work.store, output_type, stop=pool.stop)
-            for block, record in run_jobs(pool, function, jobs):
+            for block, record in run_jobs(pool, function, jobs, noun="block", hint=_LESS_MEMORY):
                 work.record(block, record)
                 report("map", len(work.done), total)
     finally:
@@ -315,14 +321,14 @@ def _finish(plan: MapPlan, ref: ModelRef, work: Work, target: _Target, report: P
             layers = target.layers
             files = {map_name(target.name, task.label, layer): (layer, task) for task in ref.tasks for layer in layers}
             item = stac_item(plan, ref.tasks, target.name, files, target.tags)
-            write_atomically(folder / f"{target.name}_stac.json", item)
+            write_text(folder / f"{target.name}_stac.json", item)
         if target.tiles:
             tiles = folder / f"{target.name}_tiles.gpkg"
             tiles.unlink(missing_ok=True)
             write_tiles(plan, tiles)
         if target.config_yaml:
-            write_atomically(folder / f"{target.name}_config.yaml", target.config_yaml)
-        write_atomically(moving, plan_text)
+            write_text(folder / f"{target.name}_config.yaml", target.config_yaml)
+        write_text(moving, plan_text)
     for name in names:
         if (folder / name).exists():
             os.replace(folder / name, target.folder / name)
@@ -335,8 +341,8 @@ def _write_task(plan: MapPlan, task: Task, store: BlockStore, target: _Target, f
         write_map(spec, store, folder / map_name(target.name, task.label, layer), report)
     if target.output_type == "argmax":
         name = map_name(target.name, task.label, "argmax")
-        write_atomically(folder / f"{name}.aux.xml", category_xml(task, extras.language))
-        write_atomically(folder / f"{name.removesuffix('.tif')}.qml", qgis_style(task, extras.language))
+        write_text(folder / f"{name}.aux.xml", category_xml(task, extras.language))
+        write_text(folder / f"{name.removesuffix('.tif')}.qml", qgis_style(task, extras.language))
     if extras.polygons is not None:
         path = folder / f"{target.name}_{task.label}_polygons.{extras.polygons}"
         write_task_polygons(extras, store, task, box, path)

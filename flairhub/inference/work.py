@@ -6,23 +6,22 @@ in any order, by threads or machines; what is in the journal is complete, with i
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 
-from flairhub.errors import OutputExistsError, UsageError, ZoneError
+from flairhub.errors import OutputExistsError, ZoneError
+from flairhub.jobs import Journal, sweep, write_text, writer_lock
 
 Block = tuple[int, int]
 
@@ -41,9 +40,14 @@ class BlockRecord:
     counts: Mapping[str, tuple[int, ...]]
     nodata: int
 
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON-ready dictionary, the inverse of `from_json`."""
-        return {"crc": dict(self.crc), "counts": {k: list(v) for k, v in self.counts.items()}, "nodata": self.nodata}
+    def to_json(self, block: Block) -> dict[str, Any]:
+        """Return a JSON-ready dictionary with the place of the block, the inverse of `from_json`."""
+        return {
+            "block": list(block),
+            "crc": dict(self.crc),
+            "counts": {k: list(v) for k, v in self.counts.items()},
+            "nodata": self.nodata,
+        }
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> BlockRecord:
@@ -132,7 +136,7 @@ def _overlaps(edges: tuple[int, ...], first: int, last: int) -> list[tuple[int, 
 
 @dataclass
 class Work:
-    """An open work folder; one process at a time.
+    """The work folder of a map, open for the one who holds its lock.
 
     Attributes:
         folder: The folder; removed when the map is finished.
@@ -145,10 +149,12 @@ class Work:
     key: str
     store: BlockStore
     done: dict[Block, BlockRecord] = field(default_factory=dict)
-    _lock: IO[str] | None = None
 
     @classmethod
-    def open(cls, folder: Path, key: str, store: BlockStore, *, resume: bool, discard_other: bool) -> Self:
+    @contextmanager
+    def open(
+        cls, folder: Path, key: str, store: BlockStore, *, resume: bool, discard_other: bool, lock: bool = True
+    ) -> Iterator[Self]:
         """Create a work folder or continue one.
 
         Args:
@@ -157,56 +163,43 @@ class Work:
             store: Where its blocks go.
             resume: Continue what is there; False starts over.
             discard_other: Throw away what another model or configuration has begun; otherwise refuse.
+            lock: Use the locks of the file system; see `flairhub.jobs.writer_lock`.
 
         Raises:
-            UsageError: Another process is at work here.
+            LockError: Another process is at work here, or the file system has no locks.
             OutputExistsError: Something else has been begun here.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        work = cls(folder, key, store)
-        work._take_lock()
-        try:
+        with writer_lock(folder, "map", lock):
+            work = cls(folder, key, store)
             work._prepare(resume, discard_other)
-        except BaseException:
-            work.close()
-            raise
-        return work
+            yield work
 
     def _prepare(self, resume: bool, discard_other: bool) -> None:
-        found = self._found_key()
-        if found is not None and found != self.key and resume and not discard_other:
+        begun = found_key(self.folder)
+        if begun is not None and begun != self.key and resume and not discard_other:
             raise OutputExistsError(
                 f"{self.folder} holds an unfinished map of another model, configuration or data. Finish that run with "
                 f"its own configuration, or drop it with --overwrite."
             )
-        if found != self.key or not resume:
-            for entry in self.folder.iterdir():
-                if entry.name != "lock":
-                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        if begun != self.key or not resume:
+            if self.folder.exists():
+                shutil.rmtree(self.folder)
             self.store.create()
-            write_atomically(self.folder / "key.json", json.dumps({"key": self.key}))
-        self.done = self._read_journal()
+            write_text(self.folder / "key.json", json.dumps({"key": self.key}))
+        sweep(self.folder)
+        for fields in self._journal.read():
+            block, record = tuple(fields["block"]), BlockRecord.from_json(fields)
+            if all(self.store.checksum(task, block) == crc for task, crc in record.crc.items()):
+                self.done[block] = record
+        self._journal.rewrite(record.to_json(block) for block, record in self.done.items())
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let others at the folder."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+    @property
+    def _journal(self) -> Journal:
+        return Journal(self.folder / "journal.jsonl")
 
     def record(self, block: Block, record: BlockRecord) -> None:
         """Add a finished block to the journal."""
-        with (self.folder / "journal.jsonl").open("a") as file:
-            file.write(json.dumps({"block": list(block), **record.to_json()}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self._journal.append(record.to_json(block))
         self.done[block] = record
 
     def check_stored(self) -> None:
@@ -222,33 +215,6 @@ class Work:
         (self.folder / "key.json").unlink(missing_ok=True)
         shutil.rmtree(self.folder)
 
-    def _take_lock(self) -> None:
-        lock = (self.folder / "lock").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            raise UsageError(f"{self.folder}: another process is making this map. Wait for it, or stop it.") from None
-        self._lock = lock
-
-    def _found_key(self) -> str | None:
-        return found_key(self.folder)
-
-    def _read_journal(self) -> dict[Block, BlockRecord]:
-        path = self.folder / "journal.jsonl"
-        done: dict[Block, BlockRecord] = {}
-        for line in path.read_text().splitlines() if path.is_file() else ():
-            try:
-                fields = json.loads(line)
-                block, record = tuple(fields["block"]), BlockRecord.from_json(fields)
-            except (ValueError, KeyError, TypeError, AttributeError):
-                continue  # The line that was being written when the run was killed.
-            if all(self.store.checksum(task, block) == crc for task, crc in record.crc.items()):
-                done[block] = record
-        lines = [json.dumps({"block": list(block), **record.to_json()}) + "\n" for block, record in done.items()]
-        write_atomically(path, "".join(lines))
-        return done
-
 
 def found_key(folder: Path) -> str | None:
     """Return the key of the work begun in a folder; None when there is none."""
@@ -256,13 +222,3 @@ def found_key(folder: Path) -> str | None:
         return str(json.loads((folder / "key.json").read_text())["key"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file that exists only complete."""
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)

@@ -4,8 +4,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from flairhub.ingest.run import ingest
-from flairhub.ingest.summary import IngestReport
+from flairhub.ingest.run import IngestReport, ingest
 from flairhub.ingest.zone import ZoneIngestReport, ingest_zone
 
 __all__ = ["IngestReport", "ZoneIngestReport", "ingest", "ingest_zone"]

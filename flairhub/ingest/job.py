@@ -1,12 +1,15 @@
-"""The unit of work: what it is told, and what it tells."""
+"""The unit of work: what it is to do, what it gives, and what the journal keeps of it."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +84,59 @@ class JobResult:
     origins: NDArray[np.float64]
     tally: Tally
     skipped: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished job, as the journal has it.
+
+    Attributes:
+        job: Its id.
+        state: Digest of the plan and the source files it was done from.
+        files: (length, CRC-32C) of the files it wrote, by path below the store.
+        skipped: (patch id, reason) of patches recorded as missing.
+        result: What the finished metadata is made of; None where there is nothing, and in the journal of a finished
+            cube, whose metadata has it.
+    """
+
+    job: str
+    state: str
+    files: Mapping[str, tuple[int, int]]
+    skipped: tuple[tuple[str, str], ...] = ()
+    result: JobResult | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary, the inverse of `from_json`."""
+        fields = {"job": self.job, "state": self.state, "files": dict(self.files), "skipped": self.skipped}
+        if self.result is None:
+            return fields
+        origins = base64.b64encode(self.result.origins.astype("<f8").tobytes()).decode()
+        return {**fields, "tally": self.result.tally.to_json(), "origins": origins}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """Build from the dictionary of `to_json`."""
+        files = {name: (length, crc) for name, (length, crc) in fields["files"].items()}
+        skipped = tuple((patch_id, reason) for patch_id, reason in fields["skipped"])
+        result = None
+        if "tally" in fields:
+            origins = np.frombuffer(base64.b64decode(fields["origins"]), dtype="<f8").reshape(-1, 2).copy()
+            result = JobResult(fields["job"], files, origins, Tally.from_json(fields["tally"]), skipped)
+        return cls(fields["job"], fields["state"], files, skipped, result)
+
+    def shortened(self) -> Self:
+        """Return the entry as a finished cube keeps it."""
+        return replace(self, result=None)
+
+    def is_whole(self, store: Path) -> bool:
+        """True when its files are in the store with their lengths."""
+        for name, (length, _) in self.files.items():
+            try:
+                if os.stat(store / name).st_size != length:
+                    return False
+            except OSError:
+                return False
+        return True
 
 
 def digest(facts: Any) -> str:

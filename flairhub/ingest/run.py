@@ -1,32 +1,30 @@
-"""`ingest`: the one entry point."""
+"""`ingest`: the files of patches to a cube."""
 
 from __future__ import annotations
 
-import logging
+import json
 import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flairhub.cube import open_cube
 from flairhub.cube.codecs import require_little_endian
-from flairhub.cube.cube import open_cube
-from flairhub.cube.spec import FORMAT_VERSION
-from flairhub.cube.template import GroupResult, create_store, finish_store, root_attributes
-from flairhub.errors import CubeError, DataError, FlairhubError, OutputExistsError, UsageError
-from flairhub.ingest.execute import choose_workers, run_jobs
-from flairhub.ingest.job import Job, JobResult
-from flairhub.ingest.journal import Entry, Journal
+from flairhub.cube.spec import FORMAT_VERSION, INGEST, ROOT_KEY
+from flairhub.cube.template import GroupResult, create_store, fill_store
+from flairhub.errors import CubeError, DataError, FlairhubError, JobError, UsageError
+from flairhub.ingest.job import Entry, Job, JobResult
+from flairhub.ingest.jobs import run_job
 from flairhub.ingest.origins import Origins
 from flairhub.ingest.plan import AverageRequest, Options, Plan, Planner
 from flairhub.ingest.sources import Source, modalities_of_config, restrict, source_of_config, source_of_folder
 from flairhub.ingest.statistics import add_all, summarise
-from flairhub.ingest.summary import MAX_SKIPPED, IngestReport, invalid_pixels, skipped_patches, write_report
-from flairhub.ingest.target import make_place, reading, writing
-from flairhub.jobs import folder_bytes, is_disk_full, reach, sweep, to_disk
+from flairhub.ingest.store import StoreKind, StoreRun, reading, writing
+from flairhub.jobs import folder_bytes, is_disk_full, job_workers, run_jobs, to_disk, usable_cores, write_file
 from flairhub.modalities import MODALITIES, modality
 from flairhub.progress import Progress, silent
 from flairhub.tasks import level_sizes
@@ -34,9 +32,59 @@ from flairhub.tasks import level_sizes
 if TYPE_CHECKING:
     from flairhub.config import TrainConfig
 
-logger = logging.getLogger(__name__)
+REPORT = "report.json"
 
-STAGE = "ingest"
+MAX_SKIPPED = 0.01
+"""Default share of files that may be bad before an ingest with `on_error="skip"` counts as failed."""
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What an ingest did.
+
+    Attributes:
+        cube: The store.
+        modalities: What it holds.
+        n_patches: Patches.
+        n_files: Source files, all modalities together.
+        n_jobs: Shards in all.
+        n_reused: Shards that an earlier run had finished.
+        skipped: (modality, patch id, reason) of bad patches recorded as missing.
+        invalid: By image and series, pixels (of a series: of all dates) without data.
+        max_skipped: Share of the files that may be skipped.
+        n_bytes: Size of the store.
+        seconds: Wall time of this run.
+        already_complete: Nothing had to be done.
+    """
+
+    cube: Path
+    modalities: tuple[str, ...]
+    n_patches: int
+    n_files: int
+    n_jobs: int
+    n_reused: int
+    skipped: tuple[tuple[str, str, str], ...]
+    invalid: dict[str, int]
+    max_skipped: float
+    n_bytes: int
+    seconds: float
+    already_complete: bool
+
+    @property
+    def skipped_share(self) -> float:
+        """Share of the source files that were skipped, 0-1."""
+        return len(self.skipped) / self.n_files
+
+    @property
+    def too_many_skipped(self) -> bool:
+        """True when more was skipped than the caller allows; the command then exits with 1."""
+        return self.skipped_share > self.max_skipped
+
+
+KIND = StoreKind("cube", ROOT_KEY, FORMAT_VERSION, "made from other files, modalities or options", mends=False)
+
+FILES_WORTH_WORKERS = 4000
+"""Below, starting processes takes longer than reading the files: about 10 ms each."""
 
 
 def ingest(
@@ -49,6 +97,7 @@ def ingest(
     overwrite: bool = False,
     workers: int | None = 0,
     scheduler: str | None = None,
+    lock: bool = True,
     on_error: str = "raise",
     max_skipped: float = MAX_SKIPPED,
     codec: str = "balanced",
@@ -69,6 +118,7 @@ def ingest(
             for any need an `if __name__ == "__main__"` guard.
         scheduler: Address of a dask scheduler whose workers see the same files; without it and without `workers`, the
             configuration's `hardware.scheduler`.
+        lock: Use the locks of the file system; False only where it has none.
         on_error: `raise` stops at the first bad file, `skip` records the patch as missing.
         max_skipped: Share of the files, 0-1, above which the report's `too_many_skipped` is set.
         codec: `balanced`, `fast`, `dense` or `none`.
@@ -78,7 +128,9 @@ def ingest(
     Raises:
         DataError: A source file is missing, damaged, or not what it should be.
         OutputExistsError: The cube exists and was made from another plan.
-        CubeError: Another process writes the cube, the disk is full, or jobs failed.
+        LockError: Another process writes the cube, or the file system has no locks.
+        CubeError: The disk is full, or jobs failed.
+        JobError: The scheduler or all workers are gone.
         UsageError: Contradictory arguments.
     """
     started = time.perf_counter()
@@ -91,166 +143,151 @@ def ingest(
     with reading():
         source = _source(config, root, modalities, domains)
     options = Options(codec, shard, _averages(config, source), _level_sizes(config, source), skip=on_error == "skip")
-    with writing(cube) as path:
-        run = _Run(path, Planner(source, options).plan(), progress or silent)
-        complete = run.prepare(overwrite)
+    with writing(cube, lock) as path:
+        plan = Planner(source, options).plan()
+        states = {job.id: job.state(plan.digest) for job in plan.jobs}
+        store = StoreRun(path, KIND, plan.digest, states, "ingest", progress or silent)
+        complete = store.prepare(overwrite, partial(create_store, template=plan.template), options.skip)
         if not complete:
-            run.work(workers, scheduler)
-            run.finish()
-        return run.report(complete, max_skipped, started)
+            origins = _work(store, plan, workers, scheduler)
+            store.finish(partial(_fill, store, plan, origins))
+        return _report(store, plan, complete, max_skipped, started)
 
 
-class _Run:
-    """The state of one ingest while it holds the writer lock."""
+def choose_workers(jobs: Sequence[Job]) -> int:
+    """Return how many worker processes pay: one per core, or 0 (this process) for few files or a single core."""
+    n_files = sum(file is not None for job in jobs for file in job.files)
+    return 0 if n_files < FILES_WORTH_WORKERS or usable_cores() == 1 else usable_cores()
 
-    def __init__(self, path: Path, plan: Plan, progress: Progress):
-        self._path, self._plan, self._progress = path, plan, progress
-        self._journal = Journal(path)
-        self._states = {job.id: job.state(plan.digest) for job in plan.jobs}
-        self._done: dict[str, Entry] = {}
-        self._reused = 0
-        n_patches = len(plan.template.columns["patch_id"])
-        self._origins = Origins(plan.jobs, n_patches, min(min(group.gsd) for group in plan.template.groups))
 
-    def prepare(self, overwrite: bool) -> bool:
-        """Make the store, or find what an earlier run finished; True when there is nothing to do."""
-        keep = self._path.exists() and self._usable(overwrite)
-        if make_place(self._path, keep, lambda folder: create_store(folder, self._plan.template)):
-            reach("store")
-        swept = sweep(self._path)
-        if swept:
-            logger.info("%s: removed %d leftovers of a stopped run", self._path, swept)
-        attributes = root_attributes(self._path)
-        assert attributes is not None
-        found = self._journal.read()
-        reasons: Counter[str] = Counter()
-        for job in self._plan.jobs:
-            entry = found.get(job.id)
-            if entry is None or not self._journal.holds(entry):
-                reasons["{} of {} shards are gone, cut off, or not in the journal"] += 1
-            elif entry.state != self._states[job.id]:
-                reasons["the source files of {} of {} shards have changed since"] += 1
-            elif entry.skipped and not job.skip:
-                reasons["bad patches of {} of {} shards were left out, and --on-error is raise"] += 1
-            else:
-                self._done[job.id] = entry
-        self._reused = len(self._done)
-        if attributes["status"] == "complete":
-            if reasons:
-                told = "; ".join(text.format(count, len(self._plan.jobs)) for text, count in reasons.items())
-                raise OutputExistsError(f"{self._path}: complete, but {told}. Pass --overwrite to replace the cube.")
-            if any(entry.result is not None for entry in found.values()):
-                # Killed between the status and the short journal.
-                self._journal.rewrite(self._done.values())
-            return True
-        return False
+def _work(store: StoreRun, plan: Plan, workers: int | None, scheduler: str | None) -> Origins:
+    """Do the jobs that are not done, then again those with patches that lie elsewhere, without these."""
+    store.report_progress()
+    n_patches = len(plan.template.columns["patch_id"])
+    origins = Origins(plan.jobs, n_patches, min(min(group.gsd) for group in plan.template.groups))
+    for job in plan.jobs:
+        entry = store.done.get(job.id)
+        if entry is not None and entry.result is not None:
+            origins.put(job, entry.result.origins)
+    left = [job for job in plan.jobs if job.id not in store.done]
+    workers = choose_workers(left) if workers is None else workers
+    _do(store, origins, left, min(workers, len(left)), scheduler or ("processes" if workers else None))
+    misplaced = origins.misplaced()
+    again = [job for job in plan.jobs if job.id in misplaced]
+    _do(store, origins, [replace(job, problems={**job.problems, **misplaced[job.id]}) for job in again], 0, None)
+    return origins
 
-    def _usable(self, overwrite: bool) -> bool:
-        """Decide about what is at the path: True keeps it, False has it replaced.
 
-        Raises:
-            OutputExistsError: Another plan, or no cube.
-        """
-        if self._path.is_dir() and not any(self._path.iterdir()):
-            return False
-        attributes = root_attributes(self._path)
-        if attributes is None:
-            raise OutputExistsError(f"{self._path} exists and is no cube; it is never removed. Choose another path.")
-        if overwrite:
-            return False
-        if attributes.get("format") != FORMAT_VERSION:
-            difference = f"of format {attributes.get('format')!r}, this version writes {FORMAT_VERSION}"
-        elif attributes.get("plan") != self._plan.digest:
-            difference = "made from other files, modalities or options"
-        else:
-            return True
-        raise OutputExistsError(f"{self._path}: a cube exists, {difference}. Pass --overwrite to replace it.")
-
-    def work(self, workers: int | None, scheduler: str | None) -> None:
-        """Do the jobs that are not done, then again those with patches that lie elsewhere, without these."""
-        self._progress(STAGE, len(self._done), len(self._plan.jobs))
-        for job in self._plan.jobs:
-            entry = self._done.get(job.id)
-            if entry is not None and entry.result is not None:
-                self._origins.put(job, entry.result.origins)
-        todo = [job for job in self._plan.jobs if job.id not in self._done]
-        workers = choose_workers(todo) if workers is None else workers
-        self._do(todo, workers, scheduler)
-        misplaced = self._origins.misplaced()
-        again = [job for job in self._plan.jobs if job.id in misplaced]
-        self._do([replace(job, problems={**job.problems, **misplaced[job.id]}) for job in again], 0, None)
-
-    def _do(self, jobs: Sequence[Job], workers: int, scheduler: str | None) -> None:
-        failures: list[tuple[Job, Exception]] = []
-        for job, told in run_jobs(jobs, str(self._path), workers, scheduler):
-            result = told if isinstance(told, Exception) else self._to_disk(told)
-            if isinstance(result, Exception):
+def _do(store: StoreRun, origins: Origins, jobs: Sequence[Job], workers: int, scheduler: str | None) -> None:
+    """Do jobs; a bad file or a full disk ends it, any other failure is reported after the others are done."""
+    if not jobs:
+        return
+    failures: list[str] = []
+    with job_workers(workers, scheduler) as pool:
+        # Where reading has the process for itself, a second thread encodes beside it.
+        overlap = pool.executor is None and usable_cores() > 1
+        function = partial(_kept, partial(run_job, store=str(store.path), overlap=overlap), str(store.path))
+        for job, result in run_jobs(pool, function, jobs, noun="shard", name=_named, errors="yield"):
+            if isinstance(result, JobError):
+                failures.append(str(result))
+            elif isinstance(result, Exception):
                 if isinstance(result, FlairhubError) or is_disk_full(result):
                     raise result
-                failures.append((job, result))
-                continue
-            reach("shard")
-            self._origins.put(job, result.origins)
-            if not job.skip:
-                self._origins.check(job)
-            state = self._states[job.id]
-            self._journal.append(result, state)
-            self._done[job.id] = Entry(job.id, state, result.files, result.skipped, result)
-            self._progress(STAGE, len(self._done), len(self._plan.jobs))
-        if failures:
-            raise CubeError(_failure_message(failures, len(self._plan.jobs)))
-
-    def finish(self) -> None:
-        """Write what the jobs found and mark the cube complete."""
-        results = {}
-        for group in self._plan.template.groups:
-            jobs = [job for job in self._plan.jobs if job.modality == group.name]
-            jobs.sort(key=lambda job: job.shard)
-            present = np.zeros(len(self._plan.template.columns["patch_id"]), dtype=bool)
-            for job in jobs:
-                bad = {patch_id for patch_id, _ in self._done[job.id].skipped}
-                pairs = zip(job.files, job.patch_ids, strict=True)
-                held = [file is not None and patch_id not in bad for file, patch_id in pairs]
-                present[job.first : job.first + len(held)] = held
-            tallies = [result.tally for job in jobs if (result := self._done[job.id].result) is not None]
-            whole = add_all(tallies)
-            attributes = summarise(whole, MODALITIES[group.name].bands, self._plan.level_sizes[group.name])
-            results[group.name] = GroupResult(present, attributes, *whole.tables(len(present)))
-        if not any(result.present.any() for result in results.values()):
-            raise DataError(f"{self._path}: every patch was skipped, the cube would be empty.")
-        # A worker that was killed left its temporary file although its job was done again elsewhere.
-        sweep(self._path)
-        attributes = {name: result.attributes for name, result in results.items()}
-        write_report(self._path, self._plan.jobs, self._done, attributes)
-        finish_store(self._path, self._plan.template, self._origins.chosen(), results)
-        self._journal.rewrite(self._done.values())
-
-    def _to_disk(self, result: JobResult) -> JobResult | OSError:
-        """Have a job's files on disk, so that no journal line outlives them when the power fails."""
-        try:
-            to_disk(self._path / name for name in result.files)
-        except OSError as error:
-            return error
-        return result
-
-    def report(self, already_complete: bool, max_skipped: float, started: float) -> IngestReport:
-        """Return what was done since `started` (seconds of `time.perf_counter`)."""
-        names = tuple(group.name for group in self._plan.template.groups)
-        cube = open_cube(self._path)
-        return IngestReport(
-            cube=self._path,
-            modalities=names,
-            n_patches=len(self._plan.template.columns["patch_id"]),
-            n_files=sum(file is not None for job in self._plan.jobs for file in job.files),
-            n_jobs=len(self._plan.jobs),
-            n_reused=self._reused,
-            skipped=tuple(skipped_patches(self._plan.jobs, self._done)),
-            invalid=invalid_pixels({name: cube.info(name) for name in names}),
-            max_skipped=max_skipped,
-            n_bytes=folder_bytes(self._path),
-            seconds=time.perf_counter() - started,
-            already_complete=already_complete,
+                failures.append(f"{_named(job)}: {type(result).__name__}: {result}")
+            else:
+                origins.put(job, result.origins)
+                if not job.skip:
+                    origins.check(job)
+                store.record(job.id, result.files, skipped=result.skipped, result=result)
+    if failures:
+        shown = "\n".join(f"  {line}" for line in failures[:5])
+        raise CubeError(
+            f"{len(failures)} of {store.n_jobs} shards failed, the others are done; run again to continue.\n{shown}"
         )
+
+
+def _kept(do: Callable[[Job], JobResult], store: str, job: Job) -> JobResult:
+    """Do a job and have its files on disk, so that no journal line outlives them when the power fails."""
+    result = do(job)
+    to_disk(Path(store) / name for name in result.files)
+    return result
+
+
+def _named(job: Job) -> str:
+    ids = ", ".join(job.patch_ids[:3]) + (f", ... ({len(job.patch_ids)} patches)" if len(job.patch_ids) > 3 else "")
+    return f"{job.id} ({ids})"
+
+
+def _fill(store: StoreRun, plan: Plan, origins: Origins) -> None:
+    """Write what the jobs gave: statistics, tables, report."""
+    results = {}
+    for group in plan.template.groups:
+        jobs = [job for job in plan.jobs if job.modality == group.name]
+        jobs.sort(key=lambda job: job.shard)
+        present = np.zeros(len(plan.template.columns["patch_id"]), dtype=bool)
+        for job in jobs:
+            bad = {patch_id for patch_id, _ in store.done[job.id].skipped}
+            pairs = zip(job.files, job.patch_ids, strict=True)
+            taken = [file is not None and patch_id not in bad for file, patch_id in pairs]
+            present[job.first : job.first + len(taken)] = taken
+        tallies = [result.tally for job in jobs if (result := store.done[job.id].result) is not None]
+        whole = add_all(tallies)
+        attributes = summarise(whole, MODALITIES[group.name].bands, plan.level_sizes[group.name])
+        results[group.name] = GroupResult(present, attributes, *whole.tables(len(present)))
+    if not any(result.present.any() for result in results.values()):
+        raise DataError(f"{store.path}: every patch was skipped, the cube would be empty.")
+    write_report(store.path, plan.jobs, store.done, {name: result.attributes for name, result in results.items()})
+    fill_store(store.path, plan.template, origins.chosen(), results)
+
+
+def _report(store: StoreRun, plan: Plan, already_complete: bool, max_skipped: float, started: float) -> IngestReport:
+    """Return what was done since `started` (seconds of `time.perf_counter`)."""
+    names = tuple(group.name for group in plan.template.groups)
+    cube = open_cube(store.path)
+    return IngestReport(
+        cube=store.path,
+        modalities=names,
+        n_patches=len(plan.template.columns["patch_id"]),
+        n_files=sum(file is not None for job in plan.jobs for file in job.files),
+        n_jobs=store.n_jobs,
+        n_reused=store.n_reused,
+        skipped=tuple(skipped_patches(plan.jobs, store.done)),
+        invalid=invalid_pixels({name: cube.info(name) for name in names}),
+        max_skipped=max_skipped,
+        n_bytes=folder_bytes(store.path),
+        seconds=time.perf_counter() - started,
+        already_complete=already_complete,
+    )
+
+
+def skipped_patches(jobs: Sequence[Job], done: dict[str, Entry]) -> list[tuple[str, str, str]]:
+    """Return (modality, patch id, reason) of all bad patches, by modality and storage order."""
+    ordered = sorted(jobs, key=lambda job: (job.rank, job.shard))
+    return [(job.modality, patch_id, reason) for job in ordered for patch_id, reason in done[job.id].skipped]
+
+
+def invalid_pixels(attributes: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """Return the pixels without data by modality, from the attributes of the groups; labels are left out."""
+    return {name: facts["statistics"][0]["invalid"] for name, facts in attributes.items() if facts.get("statistics")}
+
+
+def write_report(
+    store: Path, jobs: Sequence[Job], done: dict[str, Entry], attributes: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Write `ingest/report.json`: files, missing and skipped patches, pixels without data by modality.
+
+    No times, so that bytes repeat.
+    """
+    names = list(dict.fromkeys(job.modality for job in sorted(jobs, key=lambda job: job.rank)))
+    held = {name: [file for job in jobs if job.modality == name for file in job.files] for name in names}
+    skipped = skipped_patches(jobs, done)
+    document = {
+        "files": {name: sum(file is not None for file in files) for name, files in held.items()},
+        "missing": {name: sum(file is None for file in files) for name, files in held.items()},
+        "invalid": invalid_pixels(attributes),
+        "skipped": [{"modality": name, "patch_id": patch, "reason": reason} for name, patch, reason in skipped],
+    }
+    write_file(store / INGEST / REPORT, [json.dumps(document, indent=2).encode()])
 
 
 def _source(
@@ -265,15 +302,6 @@ def _source(
             required, optional = modalities_of_config(config)
             modalities = [*required, *(name for name in optional if name in source.files)]
     return restrict(source, modalities, domains)
-
-
-def _failure_message(failures: Sequence[tuple[Job, Exception]], total: int) -> str:
-    lines = []
-    for job, error in failures[:5]:
-        ids = ", ".join(job.patch_ids[:3]) + (f", ... ({len(job.patch_ids)} patches)" if len(job.patch_ids) > 3 else "")
-        lines.append(f"  {job.id} ({ids}): {type(error).__name__}: {error}")
-    shown = "\n".join(lines)
-    return f"{len(failures)} of {total} shards failed, the others are done; run again to continue.\n{shown}"
 
 
 def _check_arguments(config: Any, root: Any, on_error: str, workers: int | None, max_skipped: float) -> None:

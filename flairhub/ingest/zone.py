@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from numpy.typing import NDArray
 
 from flairhub.cube.codecs import ChunkCodec, require_little_endian
 from flairhub.cube.shards import ShardWriter
-from flairhub.cube.template import root_attributes, set_status
 from flairhub.cube.zone import open_zone_cube
 from flairhub.cube.zone_spec import (
     DATA,
@@ -31,15 +31,20 @@ from flairhub.cube.zone_spec import (
     tiling_of,
 )
 from flairhub.cube.zone_template import create_zone_store
-from flairhub.errors import OutputExistsError, UsageError
+from flairhub.errors import UsageError
 from flairhub.ingest.job import digest
-from flairhub.ingest.journal import Entry, Journal
-from flairhub.ingest.target import make_place, writing
-from flairhub.jobs import folder_bytes, reach, sweep, to_disk
+from flairhub.ingest.store import StoreKind, StoreRun, writing
+from flairhub.jobs import Stopped, folder_bytes, job_workers, run_jobs, to_disk
 from flairhub.progress import Progress, silent
 from flairhub.zones import Raster, Zone, identity
 
-STAGE = "ingest zone"
+KIND = StoreKind(
+    "zone cube",
+    ZONE_KEY,
+    ZONE_FORMAT,
+    "made from other rasters (or they have changed since) or with other options",
+    mends=True,
+)
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,8 @@ def ingest_zone(
     overwrite: bool = False,
     codec: str = "balanced",
     workers: int = 2,
+    scheduler: str | None = None,
+    lock: bool = True,
     progress: Progress | None = None,
 ) -> ZoneIngestReport:
     """Write the rasters of a zone to one chunked store; a run that was stopped continues when called again.
@@ -94,14 +101,18 @@ def ingest_zone(
         cube: Folder of the store.
         overwrite: Replace a zone cube made from other rasters or with other options.
         codec: `balanced`, `fast`, `dense` or `none`.
-        workers: Threads; each holds one row of chunks of one shard at a time.
+        workers: Threads, or processes with `scheduler="processes"`; each holds a row of chunks of one shard at a time.
+        scheduler: None or `threads`, `processes`, or the address of a dask scheduler whose workers see the same files.
+        lock: Use the locks of the file system; False only where it has none.
         progress: Told the number of finished shards.
 
     Raises:
         DataError: Pixels of a source cannot be read.
         OutputExistsError: Something else exists at `cube`.
-        CubeError: Another process writes the cube, or the disk is full.
-        UsageError: An unknown codec, or no worker.
+        LockError: Another process writes the cube, or the file system has no locks.
+        CubeError: The disk is full.
+        JobError: Workers die again and again, or are gone.
+        UsageError: An unknown codec, no worker, or no such scheduler.
     """
     started = time.perf_counter()
     require_little_endian()
@@ -110,14 +121,37 @@ def ingest_zone(
     rasters = tuple(zone.everything)
     layers = tuple(layer_of(raster) for raster in rasters)
     plan = _plan(rasters, codec)
-    with writing(cube) as path:
-        run = _Run(path, plan, codec, rasters, progress or silent)
-        complete = run.prepare(overwrite)
+    jobs = _jobs(rasters)
+    with writing(cube, lock) as path:
+        store = StoreRun(path, KIND, plan, {job.id: plan for job in jobs}, "ingest zone", progress or silent)
+        complete = store.prepare(overwrite, partial(create_zone_store, layers=layers, codec=codec, plan=plan))
         if not complete:
-            run.work(workers)
-            run.finish()
+            _work(store, jobs, codec, workers, scheduler)
+            store.finish()
+            open_zone_cube(path)
     seconds = time.perf_counter() - started
-    return ZoneIngestReport(path, layers, len(run.jobs), run.n_reused, folder_bytes(path), seconds, complete)
+    return ZoneIngestReport(path, layers, store.n_jobs, store.n_reused, folder_bytes(path), seconds, complete)
+
+
+def _jobs(rasters: Sequence[Raster]) -> list[_Job]:
+    jobs = []
+    for raster in rasters:
+        tiling = tiling_of(layer_of(raster))
+        n_rows, n_cols = tiling.n_shards
+        jobs += [_Job(raster, tiling, shard) for shard in range(n_rows * n_cols)]
+    return jobs
+
+
+def _work(store: StoreRun, jobs: Sequence[_Job], codec: str, workers: int, scheduler: str | None) -> None:
+    """Do the jobs that are not done."""
+    store.report_progress()
+    left = [job for job in jobs if job.id not in store.done]
+    if not left:
+        return
+    with job_workers(workers, scheduler) as pool:
+        function = partial(_write_shard, str(store.path), codec, stop=pool.stop)
+        for job, files in run_jobs(pool, function, left, noun="shard", name=attrgetter("id")):
+            store.record(job.id, files)
 
 
 def layer_of(raster: Raster) -> ZoneLayer:
@@ -152,98 +186,7 @@ def _plan(rasters: Sequence[Raster], codec: str) -> str:
     return digest({"format": ZONE_FORMAT, "codec": codec, "rasters": rows})
 
 
-class _Run:
-    """The state of one ingest while it holds the writer lock."""
-
-    def __init__(self, path: Path, plan: str, codec: str, rasters: Sequence[Raster], progress: Progress):
-        self._path, self._plan, self._codec, self._progress = path, plan, codec, progress
-        self._rasters = rasters
-        self._journal = Journal(path)
-        self._done: dict[str, Entry] = {}
-        self.n_reused = 0
-        self.jobs: list[_Job] = []
-        for raster in rasters:
-            tiling = tiling_of(layer_of(raster))
-            n_rows, n_cols = tiling.n_shards
-            self.jobs += [_Job(raster, tiling, shard) for shard in range(n_rows * n_cols)]
-
-    def prepare(self, overwrite: bool) -> bool:
-        """Make the store, or find what an earlier run finished; True when there is nothing to do."""
-        keep = self._path.exists() and self._usable(overwrite)
-        layers = [layer_of(raster) for raster in self._rasters]
-        if make_place(self._path, keep, lambda folder: create_zone_store(folder, layers, self._codec, self._plan)):
-            reach("store")
-        sweep(self._path)
-        found = self._journal.read()
-        for job in self.jobs:
-            entry = found.get(job.id)
-            if entry is not None and entry.state == self._plan and self._journal.holds(entry):
-                self._done[job.id] = entry
-        self.n_reused = len(self._done)
-        attributes = root_attributes(self._path, ZONE_KEY)
-        assert attributes is not None
-        if attributes["status"] == "complete" and self.n_reused < len(self.jobs):
-            # Complete, but not whole: files are gone or cut off. They are made again.
-            set_status(self._path, "building", ZONE_KEY)
-            return False
-        return bool(attributes["status"] == "complete")
-
-    def _usable(self, overwrite: bool) -> bool:
-        """Decide about what is at the path: True keeps it, False has it replaced.
-
-        Raises:
-            OutputExistsError: Another plan, or no zone cube.
-        """
-        if self._path.is_dir() and not any(self._path.iterdir()):
-            return False
-        attributes = root_attributes(self._path, ZONE_KEY)
-        if attributes is None:
-            raise OutputExistsError(
-                f"{self._path} exists and is no zone cube; it is never removed. Choose another path."
-            )
-        if overwrite:
-            return False
-        if attributes.get("format") != ZONE_FORMAT:
-            difference = f"of format {attributes.get('format')!r}, this version writes {ZONE_FORMAT}"
-        elif attributes.get("plan") != self._plan:
-            difference = "made from other rasters (or they have changed since) or with other options"
-        else:
-            return True
-        raise OutputExistsError(f"{self._path}: a zone cube exists, {difference}. Pass --overwrite to replace it.")
-
-    def work(self, workers: int) -> None:
-        """Do the jobs that are not done."""
-        report, total = self._progress, len(self.jobs)
-        report(STAGE, len(self._done), total)
-        remaining = iter([job for job in self.jobs if job.id not in self._done])
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="flairhub-ingest")
-        waiting: dict[Future[Any], _Job] = {}
-        try:
-            while True:
-                for job in islice(remaining, workers - len(waiting)):
-                    waiting[pool.submit(_write_shard, self._path, job, self._codec)] = job
-                if not waiting:
-                    return
-                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                    entry = Entry(waiting.pop(future).id, self._plan, future.result(), (), None)
-                    reach("shard")
-                    self._journal.note(entry)
-                    self._done[entry.job] = entry
-                    report(STAGE, len(self._done), total)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-    def finish(self) -> None:
-        """Call the store complete, in one step."""
-        sweep(self._path)
-        self._journal.rewrite(self._done.values())
-        reach("tables")
-        set_status(self._path, "complete", ZONE_KEY)
-        reach("complete")
-        open_zone_cube(self._path)
-
-
-def _write_shard(store: Path, job: _Job, codec: str) -> dict[str, tuple[int, int]]:
+def _write_shard(store: str, codec: str, job: _Job, stop: threading.Event | None = None) -> dict[str, tuple[int, int]]:
     """Write one shard, and that of the validity mask; return length and CRC-32C by file below the store."""
     layer, tiling = layer_of(job.raster), job.tiling
     chains: dict[str, ChunkCodec] = {DATA: data_codec(codec, layer)}
@@ -252,16 +195,18 @@ def _write_shard(store: Path, job: _Job, codec: str) -> dict[str, tuple[int, int
     names = {kind: f"{layer.name}/{kind}/{_key(layer, kind, tiling, job.shard)}" for kind in chains}
     with ExitStack() as stack:
         writers = {
-            kind: stack.enter_context(ShardWriter(store / name, tiling.chunks_per_shard))
+            kind: stack.enter_context(ShardWriter(Path(store) / name, tiling.chunks_per_shard))
             for kind, name in names.items()
         }
         for chunks in _rows_of_chunks(job):
+            if stop is not None and stop.is_set():
+                raise Stopped
             for chunk in chunks:
                 for kind, chain in chains.items():
                     values = None if chunk is None else chunk[kind]
                     writers[kind].add(None if values is None else chain.encode_parts(values))
     # So that no journal line outlives its files when the power fails.
-    to_disk(store / name for name in names.values())
+    to_disk(Path(store) / name for name in names.values())
     return {names[kind]: (writer.length, writer.checksum) for kind, writer in writers.items()}
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import zarr
 
-from flairhub.errors import OutputExistsError, UsageError, ZoneError
+from flairhub.errors import LockError, OutputExistsError, ZoneError
 from flairhub.inference import work as work_module
 from flairhub.inference.work import BlockRecord, BlockStore, Work
 from tests.helpers import killed_run
@@ -169,8 +169,10 @@ def test_second_writer_is_refused(tmp_path: Path) -> None:
     store = make_store(tmp_path)
     with Work.open(tmp_path, "key", store, resume=True, discard_other=False) as work:
         work.record((0, 0), BlockRecord({}, {}, 0))
-        with pytest.raises(UsageError, match="another process is making this map"):
-            Work.open(tmp_path, "key", store, resume=True, discard_other=True)
+        with pytest.raises(
+            LockError, match=rf"process {os.getpid()} on .* is writing this map. Wait for it, or stop it"
+        ):
+            Work.open(tmp_path, "key", store, resume=True, discard_other=True).__enter__()
         assert work.done
     with Work.open(tmp_path, "key", store, resume=True, discard_other=False) as again:
         assert set(again.done) == {(0, 0)}

@@ -17,10 +17,11 @@ from click.testing import CliRunner
 
 from flairhub.cli import cli
 from flairhub.config import load_zonal_config
-from flairhub.errors import DataError, UsageError, ZoneError
-from flairhub.inference import execute, open_zone, run_zonal
+from flairhub.errors import DataError, JobError, UsageError
+from flairhub.inference import open_zone, run_zonal
 from flairhub.inference.run import ZonalResult
 from flairhub.ingest import ingest_zone
+from flairhub.jobs import engine
 from flairhub.jobs.processes import local_client
 from flairhub.prepare import ImagePreparation
 from flairhub.timeseries import CloudFilter, SeriesPreparation
@@ -296,9 +297,9 @@ def test_worker_that_dies_again_and_again_is_reported() -> None:
             return future
 
     submitted: list[Any] = []
-    with pytest.raises(ZoneError, match=r"block \(0, 1\): the worker processes .* died again and again"):
-        list(execute.run_jobs(execute.Workers(Dead(), 1), print, [(0, 1)]))  # type: ignore[arg-type]
-    assert submitted == [(0, 1)] * execute.LOST_AT_MOST
+    with pytest.raises(JobError, match=r"block \(0, 1\): the worker processes .* died again and again"):
+        list(engine.run_jobs(engine.Workers(Dead(), 1), print, [(0, 1)], noun="block"))  # type: ignore[arg-type]
+    assert submitted == [(0, 1)] * engine.LOST_AT_MOST
 
 
 def test_a_lost_scheduler_is_reported() -> None:
@@ -312,8 +313,8 @@ def test_a_lost_scheduler_is_reported() -> None:
             future.set_running_or_notify_cancel()
             return future
 
-    with pytest.raises(ZoneError, match=r"the dask scheduler has gone away. Finished blocks are kept"):
-        list(execute.run_jobs(execute.Workers(Gone(), 1), print, [(0, 1)]))  # type: ignore[arg-type]
+    with pytest.raises(JobError, match=r"the dask scheduler has gone away. Finished blocks are kept"):
+        list(engine.run_jobs(engine.Workers(Gone(), 1), print, [(0, 1)], noun="block"))  # type: ignore[arg-type]
 
 
 def test_a_run_without_workers_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,19 +325,19 @@ def test_a_run_without_workers_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         def submit(self, function: Any, job: Any) -> Any:
             return Future()
 
-    monkeypatch.setattr(execute, "LOOK_EVERY_S", 0.01)
-    monkeypatch.setattr(execute, "WITHOUT_WORKERS_S", 0.1)
+    monkeypatch.setattr(engine, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(engine, "WITHOUT_WORKERS_S", 0.1)
     left = [1] * 30
-    workers = execute.Workers(Idle(), 1, living=lambda: left.pop() if left else 0)  # type: ignore[arg-type]
-    with pytest.raises(ZoneError, match=r"no worker process has been there for .* Finished blocks are kept"):
-        list(execute.run_jobs(workers, print, [(0, 1)]))
+    workers = engine.Workers(Idle(), 1, living=lambda: left.pop() if left else 0)  # type: ignore[arg-type]
+    with pytest.raises(JobError, match=r"no worker process has been there for .* Finished blocks are kept"):
+        list(engine.run_jobs(workers, print, [(0, 1)], noun="block"))
     assert not left
 
 
 def test_schedulers_that_cannot_be(yaml_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from distributed import LocalCluster
 
-    monkeypatch.setattr(execute, "CONNECT_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(engine, "CONNECT_TIMEOUT_S", 0.5)
     config = configured(yaml_path, tmp_path)
     with pytest.raises(UsageError, match=r"no dask scheduler answers at tcp://127.0.0.1:9"):
         run_zonal(config, scheduler="tcp://127.0.0.1:9")

@@ -16,7 +16,7 @@ import pytest
 
 import flairhub as fh
 from flairhub.errors import CubeError
-from flairhub.ingest.journal import Journal
+from flairhub.ingest.store import read_entries
 from tests.helpers.comparisons import same_tree
 from tests.helpers.makers import PatchFiles, make_patch_files
 from tests.helpers.processes import run, start
@@ -55,11 +55,11 @@ def test_sigkill_at_every_point_in_turn(files: PatchFiles, whole: Path, tmp_path
         assert code == -signal.SIGKILL, output
         with pytest.raises(CubeError, match=r"not complete"):
             fh.open_cube(cube)
-        assert len(Journal(cube).read()) >= done
-        done = len(Journal(cube).read())
+        assert len(read_entries(cube)) >= done
+        done = len(read_entries(cube))
     assert done == 5
     assert run(files, cube, fault="tables")[0] == -signal.SIGKILL
-    assert len(Journal(cube).read()) == 8
+    assert len(read_entries(cube)) == 8
     assert run(files, cube, fault="complete")[0] == -signal.SIGKILL
     fh.open_cube(cube)
     report = fh.ingest(root=files.folder, cube=cube, shard=1)
@@ -80,7 +80,7 @@ def test_ctrl_c_exits_130_and_continues(files: PatchFiles, whole: Path, tmp_path
     code, output = run(files, cube, fault="patch:4:interrupt")
     assert (code, "Interrupted." in output, "Traceback" in output) == (130, True, False)
     assert not list(cube.rglob("*.partial"))
-    assert len(Journal(cube).read()) == 3
+    assert len(read_entries(cube)) == 3
     assert fh.ingest(root=files.folder, cube=cube, shard=1).n_reused == 3
     assert same_tree(cube, whole)
 
@@ -120,7 +120,7 @@ def kill_at_random_times(files: PatchFiles, whole: Path, folder: Path, times: in
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        known = set(Journal(cube).read())
+        known = set(read_entries(cube))
         assert known >= finished
         finished = known
         if process.returncode == 0:

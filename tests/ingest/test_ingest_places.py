@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import flairhub as fh
-from flairhub.errors import CubeError, DataError
-from flairhub.ingest import target
-from flairhub.ingest.lock import writer_lock
+from flairhub.errors import CubeError, DataError, LockError
+from flairhub.ingest.store import reading, writing
+from flairhub.jobs import writer_lock
 from tests.helpers.commands import failure, run_command
 from tests.helpers.comparisons import same_tree
 from tests.helpers.makers import PatchFiles, write_train_config
@@ -59,12 +59,12 @@ def test_what_may_not_be_written_or_read(files: PatchFiles, tmp_path: Path, caps
 
 
 def test_what_the_system_says_has_the_name_of_the_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=rf"{tmp_path}/nowhere: cannot be read: No such file"), target.reading():
+    with pytest.raises(DataError, match=rf"{tmp_path}/nowhere: cannot be read: No such file"), reading():
         os.scandir(tmp_path / "nowhere")
     cube = tmp_path / "c.zarr"
-    with pytest.raises(CubeError, match=rf"{cube}: cannot be written: Input/output error \(x\)"), target.writing(cube):
+    with pytest.raises(CubeError, match=rf"{cube}: cannot be written: Input/output error \(x\)"), writing(cube):
         raise OSError(errno.EIO, "Input/output error", "x")
-    with pytest.raises(CubeError, match=rf"{cube}: Quota. What is finished stays valid"), target.writing(cube):
+    with pytest.raises(CubeError, match=rf"{cube}: Quota. What is finished stays valid"), writing(cube):
         raise OSError(errno.EDQUOT, "Quota")
 
 
@@ -73,7 +73,7 @@ def test_a_link_is_the_store_that_it_names(small_files: PatchFiles, tmp_path: Pa
     link, real = tmp_path / "link.zarr", tmp_path / "real.zarr"
     link.symlink_to(real)
     options = {"root": small_files.folder, "modalities": ["DEM_ELEV"]}
-    with writer_lock(real), pytest.raises(CubeError, match="is writing this cube"):
+    with writer_lock(real, "cube"), pytest.raises(LockError, match="is writing this cube"):
         fh.ingest(cube=link, **options)  # type: ignore[arg-type]
     for codec in ("fast", "none"):
         fh.ingest(cube=link, overwrite=True, codec=codec, **options)  # type: ignore[arg-type]

@@ -6,19 +6,19 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import flairhub as fh
-from flairhub.errors import CubeError, OutputExistsError, UsageError
-from flairhub.ingest import execute, run
-from flairhub.ingest.job import JobResult
+from flairhub.errors import CubeError, LockError, OutputExistsError, UsageError
+from flairhub.ingest import run
 from flairhub.ingest.jobs import run_job
-from flairhub.ingest.journal import Journal
-from flairhub.ingest.lock import writer_lock
+from flairhub.ingest.store import read_entries
+from flairhub.jobs import Journal, writer_lock
 from tests.helpers.comparisons import same_tree
 from tests.helpers.makers import PatchFiles, make_patch_files
 from tests.helpers.waiting import wait_until
@@ -55,7 +55,7 @@ def test_sigkill_anywhere_then_again(files: PatchFiles, whole: Path, tmp_path: P
         wait_until(partial(has_lines, child, cube, n_lines), f"{n_lines} shards")
         child.send_signal(signal.SIGKILL)
         child.wait()
-    done = len(Journal(cube).read())
+    done = len(read_entries(cube))
     report = ingest(files, cube)
     assert report.n_reused == done
     assert same_tree(cube, whole)
@@ -76,12 +76,12 @@ def test_stopped_after_any_job(
         return run_job(job, store, overlap)  # type: ignore[arg-type]
 
     cube = tmp_path / "c.zarr"
-    monkeypatch.setattr(execute, "run_job", counting)
+    monkeypatch.setattr(run, "run_job", counting)
     with pytest.raises(KeyboardInterrupt):
         ingest(files, cube)
     with pytest.raises(CubeError, match="not complete"):
         fh.open_cube(cube)
-    monkeypatch.setattr(execute, "run_job", run_job)
+    monkeypatch.setattr(run, "run_job", run_job)
     assert ingest(files, cube).n_reused == stop_at
     assert same_tree(cube, whole)
 
@@ -95,7 +95,7 @@ def test_stopped_while_finishing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(run, "finish_store", stop)
+        patched.setattr(run, "fill_store", stop)
         with pytest.raises(KeyboardInterrupt):
             ingest(files, cube)
     with monkeypatch.context() as patched:
@@ -113,7 +113,7 @@ def test_leftovers_half_lines_and_lost_shards_are_redone(files: PatchFiles, whol
     leftover.mkdir()
     (leftover / "rest").write_text("x")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(run, "finish_store", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(run, "fill_store", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             ingest(files, cube)
     journal = cube / "ingest" / "journal.jsonl"
@@ -130,6 +130,7 @@ def test_data_is_on_disk_before_the_line_that_says_so(
     files: PatchFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a power failure could tear apart is forced to disk in the right order."""
+    cube = tmp_path / "c.zarr"
     events: list[str] = []
     lines: list[int] = []
     force, append = os.fsync, Journal.append
@@ -138,16 +139,15 @@ def test_data_is_on_disk_before_the_line_that_says_so(
         events.append(os.readlink(f"/proc/self/fd/{descriptor}"))
         force(descriptor)
 
-    def noted(journal: Journal, result: JobResult, state: str) -> None:
-        for name in result.files:
-            assert str(journal.store / name) in events
-        append(journal, result, state)
+    def noted(journal: Journal, record: Mapping[str, Any]) -> None:
+        for name in record["files"]:
+            assert str(cube / name) in events
+        append(journal, record)
         assert events[-1] == str(journal.path)
         lines.append(len(events))
 
     monkeypatch.setattr(os, "fsync", recorded)
     monkeypatch.setattr(Journal, "append", noted)
-    cube = tmp_path / "c.zarr"
     ingest(files, cube)
     after = events[lines[-1] :]
     (status,) = [place for place, name in enumerate(after) if name.startswith(str(cube / ".zarr.json."))]
@@ -166,7 +166,7 @@ def test_a_disk_that_cannot_keep_a_shard(
         patched.setattr(run, "to_disk", broken)
         with pytest.raises(CubeError, match=r"24 of 24 shards failed[\s\S]*OSError: \[Errno 5\] Input/output error"):
             ingest(files, tmp_path / "c.zarr")
-    assert Journal(tmp_path / "c.zarr").read() == {}
+    assert read_entries(tmp_path / "c.zarr") == {}
     ingest(files, tmp_path / "c.zarr")
     assert same_tree(tmp_path / "c.zarr", whole)
 
@@ -247,7 +247,7 @@ def test_what_is_no_cube_is_never_removed(files: PatchFiles, tmp_path: Path) -> 
 
 def test_a_second_writer_is_refused_naming_the_first(files: PatchFiles, tmp_path: Path) -> None:
     cube = tmp_path / "c.zarr"
-    with writer_lock(cube), pytest.raises(CubeError, match=rf"process {os.getpid()} on \S+ is writing this cube"):
+    with writer_lock(cube, "cube"), pytest.raises(LockError, match=rf"process {os.getpid()} on \S+ .* is writing this"):
         ingest(files, cube)
     (tmp_path / "c.zarr.lock").write_text("process 1 on elsewhere")  # left by a kill: held by nobody
     ingest(files, cube, modalities=["AERIAL_RGBI"])
@@ -262,11 +262,11 @@ def test_a_failing_job_leaves_the_others_done(
             raise OSError(5, "Input/output error")
         return run_job(job, store, overlap)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(execute, "run_job", broken)
+    monkeypatch.setattr(run, "run_job", broken)
     cube = tmp_path / "c.zarr"
     with pytest.raises(CubeError, match=rf"1 of 24 shards failed[\s\S]*{files.patch_ids[3]}[\s\S]*Input/output error"):
         ingest(files, cube)
-    monkeypatch.setattr(execute, "run_job", run_job)
+    monkeypatch.setattr(run, "run_job", run_job)
     assert ingest(files, cube).n_reused == 23
     assert same_tree(cube, whole)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rasterio.transform import from_origin
 
-from flairhub.ingest.job import JobResult
-from flairhub.ingest.journal import Journal
+from flairhub.jobs import Journal
 from tests.helpers.breaking import rewrite, set_dates
 from tests.helpers.commands import run_command
 from tests.helpers.comparisons import same_tree
@@ -38,17 +38,17 @@ def ingest(files: PatchFiles, cube: Path, capsys: pytest.CaptureFixture[str]) ->
     return code, [line for line in out.split("\n") if line.startswith("skipped")], err
 
 
-def stop_at_line(number: int, before: bool) -> Callable[[Journal, JobResult, str], None]:
+def stop_at_line(number: int, before: bool) -> Callable[[Journal, Mapping[str, Any]], None]:
     """`Journal.append`, interrupted just before or after its n-th line, counted from 0."""
     count = 0
     real = Journal.append
 
-    def append(journal: Journal, result: JobResult, state: str) -> None:
+    def append(journal: Journal, record: Mapping[str, Any]) -> None:
         nonlocal count
         count += 1
         if before and count > number:
             raise KeyboardInterrupt
-        real(journal, result, state)
+        real(journal, record)
         if not before and count > number:
             raise KeyboardInterrupt
 
@@ -85,6 +85,6 @@ def test_skipping_is_judged_the_same_however_often_it_is_stopped(
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(Journal, "append", stop_at_line(number, before=False))
             assert ingest(bad, cube, capsys)[0] == 130
-    assert Journal(cube).path.read_bytes().count(b"\n") == N_SHARDS + N_AGAIN
+    assert (cube / "ingest" / "journal.jsonl").read_bytes().count(b"\n") == N_SHARDS + N_AGAIN
     assert ingest(bad, cube, capsys) == expected
     assert same_tree(cube, whole)

@@ -26,7 +26,7 @@ def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int
 def test_a_first_ingest_asks_the_configured_scheduler(
     configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flairhub.ingest.execute.CONNECT_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("flairhub.jobs.engine.CONNECT_TIMEOUT_S", 0.3)
     configure(tmp_path, **SMALL, hardware={"scheduler": "tcp://127.0.0.1:9"})
     cube = ["--set", f"paths.cube={tmp_path / 'new.zarr'}"]
     for command in ("ingest", "train"):
@@ -34,7 +34,7 @@ def test_a_first_ingest_asks_the_configured_scheduler(
             main([command, "--config", str(tmp_path), *cube])
         message = capsys.readouterr().err
         assert stopped.value.code == 2, message
-        assert "scheduler tcp://127.0.0.1:9: cannot be reached" in message
+        assert "scheduler: no dask scheduler answers at tcp://127.0.0.1:9" in message
     # Workers on this machine are asked for by name, so the scheduler is not needed.
     main(["ingest", "--config", str(tmp_path), *cube, "--workers", "1"])
     assert "16 patches" in capsys.readouterr().out
