@@ -69,7 +69,8 @@ def dask_setup(worker: Any) -> None:
 def quiet_distributed() -> Iterator[None]:
     """Keep the comings and goings of workers out of the log; what fails comes back as the job's result."""
     # dask gives some of its loggers a level and a handler of their own.
-    logs = [logging.getLogger(name) for name in ("distributed", "distributed.client")]
+    # Results that are on their way when a client closes end in tornado's log.
+    logs = [logging.getLogger(name) for name in ("distributed", "distributed.client", "tornado.application")]
     levels = [log.level for log in logs]
     try:
         for log in logs:

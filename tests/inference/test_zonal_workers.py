@@ -83,9 +83,8 @@ class Cluster:
 
     def __init__(self, client: Any):
         self.client, self.address = client, client.scheduler.address
-        client.run(count_loads)
-        # Elsewhere than the one who asks: relative paths are the asker's.
-        client.run(os.chdir, "/")
+        # Also run by workers that take the place of killed ones.
+        client.register_worker_callbacks(count_loads)
 
     def pids(self) -> list[int]:
         return list(self.client.run(os.getpid).values())
@@ -94,6 +93,9 @@ class Cluster:
 def count_loads() -> None:
     """Run in a worker: from now on, note every bundle that is read."""
     import flairhub.models
+
+    # Elsewhere than the one who asks: relative paths are the asker's.
+    os.chdir("/")
 
     original: Callable[..., Any] = flairhub.models.load_model
     loads: list[str] = []
@@ -157,7 +159,9 @@ def test_cluster_gives_the_same_bytes_and_loads_the_model_once_per_worker(
     assert maps_of(tmp_path) == serial
     loads = cluster.client.run(loads_here)
     assert len(loads) == 2
-    assert list(loads.values()) == [[str(bundle)], [str(bundle)]]
+    # One that took the place of a killed one may have had no block yet.
+    assert [str(bundle)] in loads.values()
+    assert all(paths in ([], [str(bundle)]) for paths in loads.values())
 
 
 def test_cluster_reads_a_zone_cube(
