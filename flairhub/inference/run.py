@@ -48,8 +48,6 @@ log = logging.getLogger(__name__)
 
 _FORMAT = 1
 
-_LESS_MEMORY = "Use a smaller block_px or batch_size."
-
 
 @dataclass(frozen=True)
 class MapFile:
@@ -222,10 +220,9 @@ def write_zone(
             _compute(plan, ref, work, output_type, workers, scheduler, report)
             _finish(plan, ref, work, target, report)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"{len(work.done)} of {plan.n_blocks[0] * plan.n_blocks[1]} blocks are done; "
-                f"the same command continues there."
-            ) from None
+            total = plan.n_blocks[0] * plan.n_blocks[1]
+            message = f"{len(work.done)} of {total} blocks are done; the same command continues there."
+            raise KeyboardInterrupt(message) from None
         result = _result(plan, ref, work, target, before, started)
         work.remove()
     return result
@@ -271,7 +268,8 @@ def _compute(
     try:
         with job_workers(workers, scheduler) as pool:
             function = partial(compute_block, plan, ref, work.store, output_type, stop=pool.stop)
-            for block, record in run_jobs(pool, function, jobs, noun="block", hint=_LESS_MEMORY):
+            remedy = "Use a smaller block_px or batch_size."
+            for block, record in run_jobs(pool, function, jobs, noun="block", hint=remedy):
                 work.record(block, record)
                 report("map", len(work.done), total)
     finally:
