@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from flairhub.accessors import register
 from flairhub.version import __version__
 
 _PUBLIC = {
@@ -22,6 +23,8 @@ _PUBLIC = {
 }
 
 __all__ = ["__version__", *_PUBLIC]
+
+register()
 
 if TYPE_CHECKING:
     from flairhub.cube import open_cube as open_cube

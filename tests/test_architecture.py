@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "flairhub"
 
 # Higher number = higher floor. Rooms on one floor do not know each other.
 FLOORS = {
+    "accessors": 0,
     "errors": 0,
     "progress": 0,
     "validity": 0,
@@ -34,6 +35,7 @@ FLOORS = {
     "inference": 8,
     "report": 8,
     "demo": 9,
+    "maps": 9,
     "cli": 10,
     "__main__": 11,
 }

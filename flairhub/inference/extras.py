@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from flairhub.errors import UsageError
 from flairhub.geo import GeoBox
-from flairhub.inference.outputs import CONFIDENCE_SCALE, confidence_array, map_name
-from flairhub.inference.polygons import PolygonFormat, Span, trace, write_polygons
-from flairhub.inference.work import BlockStore
-from flairhub.tasks import IGNORE_INDEX, Language, Task
+from flairhub.inference.outputs import MapStore, Span, confidence_array, map_name, stored_probability
+from flairhub.inference.polygons import PolygonFormat, trace, write_polygons
+from flairhub.tasks import Language, Task
 
 PIECE_PX = 2048
 
@@ -62,17 +61,19 @@ class Extras:
 NONE = Extras()
 
 
-def write_task_polygons(extras: Extras, store: BlockStore, task: Task, box: GeoBox, path: Path) -> None:
-    """Trace a finished class map from its blocks."""
+def write_task_polygons(
+    extras: Extras, store: MapStore, task: Task, box: GeoBox, path: Path, with_confidence: bool = True
+) -> None:
+    """Trace a finished class map from its blocks; without confidence the polygons have no such column."""
     assert extras.polygons is not None
 
     def read(rows: Span, cols: Span) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         classes = store.read(task.label, rows, cols)[0]
-        confidence = store.read(confidence_array(task.label), rows, cols)[0]
-        return classes, np.where(confidence == IGNORE_INDEX, 0, confidence / np.float32(CONFIDENCE_SCALE)).astype(
-            np.float32
-        )
+        if not with_confidence:
+            return classes, np.zeros(classes.shape, np.float32)
+        return classes, stored_probability(store.read(confidence_array(task.label), rows, cols)[0])
 
     polygons = trace(read, box.height, box.width, PIECE_PX)
     path.unlink(missing_ok=True)
-    write_polygons(polygons, task.names_in(extras.language), box, path, extras.polygons, extras.min_area_m2)
+    names = task.names_in(extras.language)
+    write_polygons(polygons, names, box, path, extras.polygons, extras.min_area_m2, with_confidence)

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import rasterio
 import rasterio.shutil
+from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
 from rasterio.windows import Window
 
 from flairhub.class_raster import describe_band
 from flairhub.errors import ZoneError
 from flairhub.geo import GeoBox, same_crs
-from flairhub.inference.work import BlockStore
 from flairhub.progress import Progress, silent
 from flairhub.tasks import IGNORE_INDEX, Language, Task
 
@@ -26,8 +26,29 @@ Layer = Literal["argmax", "class_prob", "confidence"]
 CONFIDENCE_SCALE = 254
 """Confidence is stored as round(254 x probability), so that 255 is free for no data."""
 
+Span = tuple[int, int]
+
 _PIECE_PX = 2048
 """Pixels that are written and compared in one go, along y and x: whole tiles."""
+
+
+class MapStore(Protocol):
+    """Finished maps that files are written from: the blocks of a run, or a map that was computed."""
+
+    def read(self, array: str, rows: Span, cols: Span) -> NDArray[np.uint8]:
+        """Return (band, y, x) of a range of rows and of columns of an array, named as in `MapSpec.array`."""
+
+
+def scaled_confidence(probability: NDArray[Any]) -> NDArray[np.uint8]:
+    """Confidence as it is stored: 0-1 becomes 0-254, NaN 255."""
+    unknown = np.isnan(probability)
+    scaled = np.rint(np.where(unknown, 0, probability) * CONFIDENCE_SCALE)
+    return np.where(unknown, IGNORE_INDEX, scaled).astype(np.uint8)
+
+
+def stored_probability(scaled: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Confidence 0-1 of what is stored; 0 where there is no data."""
+    return np.where(scaled == IGNORE_INDEX, 0, scaled / np.float32(CONFIDENCE_SCALE)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -83,7 +104,7 @@ def stored_bands(task: Task, output_type: OutputType) -> int:
     return 1 if output_type == "argmax" else task.n_classes + 1
 
 
-def write_map(spec: MapSpec, store: BlockStore, path: Path, progress: Progress = silent) -> None:
+def write_map(spec: MapSpec, store: MapStore, path: Path, progress: Progress = silent) -> None:
     """Write a map from its blocks, read it back and compare.
 
     Args:
@@ -114,7 +135,7 @@ def write_map(spec: MapSpec, store: BlockStore, path: Path, progress: Progress =
     _compare(spec, store, path, progress)
 
 
-def _write_tiled(spec: MapSpec, store: BlockStore, path: Path, progress: Progress) -> None:
+def _write_tiled(spec: MapSpec, store: MapStore, path: Path, progress: Progress) -> None:
     profile: dict[str, Any] = {
         "driver": "GTiff",
         "dtype": "uint8",
@@ -160,13 +181,13 @@ def _describe(spec: MapSpec, dataset: Any) -> None:
         dataset.set_band_description(band, name)
 
 
-def _pieces(box: GeoBox) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+def _pieces(box: GeoBox) -> Iterator[tuple[Span, Span]]:
     for row in range(0, box.height, _PIECE_PX):
         for col in range(0, box.width, _PIECE_PX):
             yield (row, min(row + _PIECE_PX, box.height)), (col, min(col + _PIECE_PX, box.width))
 
 
-def _compare(spec: MapSpec, store: BlockStore, path: Path, progress: Progress) -> None:
+def _compare(spec: MapSpec, store: MapStore, path: Path, progress: Progress) -> None:
     pieces = list(_pieces(spec.geobox))
     with rasterio.open(path, driver="GTiff", sharing=False) as dataset:
         _compare_header(spec, dataset, path)

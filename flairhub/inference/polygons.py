@@ -156,6 +156,7 @@ def write_polygons(
     path: Path,
     kind: PolygonFormat,
     min_area_m2: float = 0.0,
+    with_confidence: bool = True,
 ) -> None:
     """Write polygons with `class`, `name`, `area_m2` and `confidence` (mean over their pixels, 0-1).
 
@@ -166,8 +167,10 @@ def write_polygons(
         path: File to write; must not exist.
         kind: GeoPackage or GeoParquet.
         min_area_m2: Smaller polygons are left out.
+        with_confidence: Write the column `confidence`.
     """
-    frames = (_frame(batch, names, box, min_area_m2) for batch in polygons)
+    left_out = [] if with_confidence else ["confidence"]
+    frames = (_frame(batch, names, box, min_area_m2).drop(columns=left_out) for batch in polygons)
     if kind == "parquet":
         import pandas as pd
 

@@ -2,14 +2,16 @@
 
 from flairhub.report.charts import save_confusion, save_curves
 from flairhub.report.patch_panels import PanelRow, clearest_date, example_rows, save_panels, view
-from flairhub.report.quicklook import save_quicklook
+from flairhub.report.quicklook import draw_map, save_quicklook
 from flairhub.report.run_report import write_html
-from flairhub.report.style import class_colormap, percentile_limits, stretch
+from flairhub.report.style import class_colormap, class_handles, percentile_limits, stretch
 
 __all__ = [
     "PanelRow",
     "class_colormap",
+    "class_handles",
     "clearest_date",
+    "draw_map",
     "example_rows",
     "percentile_limits",
     "save_confusion",

@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from flairhub.class_raster import NO_CLASS_COLOUR
-from flairhub.tasks import IGNORE_INDEX, Task
+from flairhub.tasks import IGNORE_INDEX, Language, Task
 
 DPI = 110
 INK = "#333333"
@@ -92,11 +92,14 @@ def present_classes(maps: Sequence[NDArray[Any]], task: Task) -> list[int]:
     return sorted(value for value in values if value < task.n_classes)
 
 
-def class_handles(indices: Sequence[int], task: Task, with_ignored: bool = False) -> list[Patch]:
+def class_handles(
+    indices: Sequence[int], task: Task, with_ignored: bool = False, language: Language = "en"
+) -> list[Patch]:
     """One colour patch per class for a legend."""
-    rows = [(task.classes[index].name, task.classes[index].colour) for index in indices]
+    names = task.names_in(language)
+    rows = [(names[index], task.classes[index].colour) for index in indices]
     if with_ignored:
-        rows.append(("no label", NO_CLASS_COLOUR))
+        rows.append(("sans étiquette" if language == "fr" else "no label", NO_CLASS_COLOUR))
     return [
         Patch(
             facecolor=(colour[0] / 255, colour[1] / 255, colour[2] / 255),
