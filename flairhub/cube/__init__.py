@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from flairhub.cube.cube import AverageInfo, Cube, SeriesInfo, open_cube
+from flairhub.cube.cube import Cube, open_cube
 from flairhub.cube.reader import ArrayReader
-from flairhub.cube.table import PatchTable
+from flairhub.cube.table import AverageInfo, PatchTable, SeriesInfo
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from flairhub.cube.reader import ArrayReader, Backend
 from flairhub.cube.spec import FORMAT_VERSION, HAS_MASK, NO_DAY, NODATA, PATCHES, ROOT_KEY, VALID, fill_value
-from flairhub.cube.table import NUMBER_COLUMNS, TEXT_COLUMNS, PatchTable, Validity
+from flairhub.cube.table import NUMBER_COLUMNS, TEXT_COLUMNS, AverageInfo, PatchTable, SeriesInfo, Validity
 from flairhub.cube.zone_spec import ZONE_KEY
 from flairhub.errors import CubeError, UsageError
 from flairhub.modalities import MODALITIES, modality
@@ -26,36 +25,6 @@ BLOCK_PATCHES = 16
 """Most patches per dask block of `Cube.to_xarray`."""
 
 _ROOT_KEYS = ("plan", "n_patches", "modalities", "crs_wkt", "footprint_m")
-
-
-@dataclass(frozen=True)
-class SeriesInfo:
-    """Dates of a time series.
-
-    Attributes:
-        n_dates: (patch,) int32, images of each patch; 0 where the patch is missing.
-        dates: (patch, time) datetime64[D] in image order, NaT beyond `n_dates`.
-    """
-
-    n_dates: NDArray[np.int32]
-    dates: NDArray[np.datetime64]
-
-
-@dataclass(frozen=True)
-class AverageInfo:
-    """Stored period means of a series.
-
-    Attributes:
-        average: `monthly` or `semi-monthly`.
-        cloud_filter: Filter that chose the dates, None = all dates.
-        n_observations: (patch, period) int32, dates averaged; 0 = empty period.
-        dates: (patch, period) datetime64[D], mid-period days in the year of the patch's first kept date.
-    """
-
-    average: str
-    cloud_filter: CloudFilter | None
-    n_observations: NDArray[np.int32]
-    dates: NDArray[np.datetime64]
 
 
 class Cube:
@@ -238,7 +207,8 @@ class Cube:
 
         Returns:
             `data` with the stored dimensions and dtype, in dask blocks of whole patches; `present` (patch), which is
-            False where `data` holds the fill value because the patch is recorded as missing; for series `n_dates`
+            False where `data` holds the fill value because the patch is recorded as missing; `valid` (patch, y, x) or
+            (patch, time, y, x), where images and series hold data, when some pixel does not; for series `n_dates`
             (patch) and `date` (patch, time). Coordinates on `patch`: patch_id, domain, roi, row, col, x_min, y_max,
             split.
         """
@@ -249,8 +219,12 @@ class Cube:
         columns = ("patch_id", "domain", "roi", "row", "col", "x_min", "y_max", "split")
         coordinates: dict[str, Any] = {column: ("patch", getattr(table, column)) for column in columns}
         coordinates[reader.dims[-3]] = list(modality(name).bands)
-        data = _lazy_patches(self, name)
+        data = _lazy_patches(self, name, _read_block, reader.shape[1:], reader.dtype)
         variables: dict[str, Any] = {"data": (reader.dims, data), "present": ("patch", self.present(name))}
+        if any(entry["invalid"] for entry in self.info(name).get("statistics", [])):
+            pixels = (*reader.shape[1:-3], *reader.shape[-2:])
+            valid = _lazy_patches(self, name, _read_valid_block, pixels, np.dtype(bool))
+            variables[VALID] = ((*reader.dims[:-3], *reader.dims[-2:]), valid)
         if modality(name).is_series:
             series = self.series(name)
             variables["n_dates"] = ("patch", series.n_dates)
@@ -357,22 +331,23 @@ def _days(stored: NDArray[np.int32]) -> NDArray[np.datetime64]:
     return days
 
 
-def _lazy_patches(cube: Cube, name: str) -> Any:
-    """All patches of a modality as a dask array in blocks of whole patches."""
+def _lazy_patches(
+    cube: Cube, name: str, read: Callable[..., NDArray[Any]], sample: tuple[int, ...], dtype: np.dtype[Any]
+) -> Any:
+    """Something of all patches of a modality, (patch, *sample), as a dask array in blocks of whole patches."""
     import dask.array as da
 
-    reader = cube.array(name)
-    step = min(BLOCK_PATCHES, reader.shard_patches)
+    step = min(BLOCK_PATCHES, cube.array(name).shard_patches)
     sizes = tuple(min(step, cube.n_patches - start) for start in range(0, cube.n_patches, step))
     return da.map_blocks(
-        _read_block,
+        read,
         da.arange(cube.n_patches, chunks=(sizes,)),
         cube,
         name,
-        dtype=reader.dtype,
-        chunks=(sizes, *((size,) for size in reader.shape[1:])),
-        new_axis=list(range(1, len(reader.shape))),
-        meta=np.empty((0,) * len(reader.shape), dtype=reader.dtype),
+        dtype=dtype,
+        chunks=(sizes, *((size,) for size in sample)),
+        new_axis=list(range(1, len(sample) + 1)),
+        meta=np.empty((0,) * (len(sample) + 1), dtype=dtype),
     )
 
 
@@ -383,4 +358,15 @@ def _read_block(positions: NDArray[np.int64], cube: Cube, name: str) -> NDArray[
     present = cube.present(name)[positions]
     for row in np.flatnonzero(present):
         reader.read_into(positions[row : row + 1], out[row : row + 1])
+    return out
+
+
+def _read_valid_block(positions: NDArray[np.int64], cube: Cube, name: str) -> NDArray[np.bool_]:
+    """Where patches hold data: nowhere in missing ones, nor beyond a patch's dates."""
+    shape = cube.array(name).shape
+    out = np.zeros((len(positions), *shape[1:-3], *shape[-2:]), dtype=bool)
+    for row in np.flatnonzero(cube.present(name)[positions]):
+        valid = cube.read_valid(name, positions[row : row + 1])
+        length = cube.series(name).n_dates[positions[row]] if modality(name).is_series else None
+        out[row, :length] = True if valid is None else valid[0, :length]
     return out

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flairhub.cube.reader import ArrayReader
+from flairhub.timeseries import CloudFilter
 from flairhub.validity import valid_pixels
 
 SPLITS = ("train", "valid", "test")
@@ -53,6 +54,36 @@ class PatchTable:
 
 TEXT_COLUMNS = ("patch_id", "domain", "roi", "split")
 NUMBER_COLUMNS = ("row", "col", "x_min", "y_max")
+
+
+@dataclass(frozen=True)
+class SeriesInfo:
+    """Dates of a time series.
+
+    Attributes:
+        n_dates: (patch,) int32, images of each patch; 0 where the patch is missing.
+        dates: (patch, time) datetime64[D] in image order, NaT beyond `n_dates`.
+    """
+
+    n_dates: NDArray[np.int32]
+    dates: NDArray[np.datetime64]
+
+
+@dataclass(frozen=True)
+class AverageInfo:
+    """Stored period means of a series.
+
+    Attributes:
+        average: `monthly` or `semi-monthly`.
+        cloud_filter: Filter that chose the dates, None = all dates.
+        n_observations: (patch, period) int32, dates averaged; 0 = empty period.
+        dates: (patch, period) datetime64[D], mid-period days in the year of the patch's first kept date.
+    """
+
+    average: str
+    cloud_filter: CloudFilter | None
+    n_observations: NDArray[np.int32]
+    dates: NDArray[np.datetime64]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,9 @@ from flairhub.tasks import Task
 from flairhub.timeseries import check_channels
 
 if TYPE_CHECKING:
-    from flairhub.cube import Cube
-    from flairhub.cube.cube import AverageInfo
+    from flairhub.cube import AverageInfo, Cube
+
+logger = logging.getLogger(__name__)
 
 _NAMED = 10
 
@@ -80,6 +82,19 @@ def _check_bands(cube: Cube, name: str, preparation: Preparation) -> None:
             check_channels(preparation.channels, n_bands)
         except UsageError as error:
             raise UsageError(f"{name}: {error}") from error
+
+
+def warn_of_old_nodata(cube: Cube, names: Iterable[str]) -> None:
+    """Warn of numbers without meaning in a cube that was written before cubes kept what tells them from data."""
+    for name in names:
+        facts = cube.info(name)
+        if "validity" not in facts and any(entry["invalid"] for entry in facts.get("statistics", [])):
+            logger.warning(
+                "%s: %s holds pixels without data, and was written by a version that did not keep their nodata value: "
+                "only NaN and infinity are left out. Ingest again with --overwrite.",
+                cube.path,
+                name,
+            )
 
 
 def check_present(cube: Cube, names: Iterable[str], indices: NDArray[np.int64]) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flairhub.data.batch import Batch
+from flairhub.data.checks import warn_of_old_nodata
 from flairhub.data.prepare import Preparation
 from flairhub.data.reader import BatchReader, Missing
 from flairhub.data.sampler import POOL_PATCHES, Sampler
@@ -90,6 +91,7 @@ class BatchLoader:
         self._reader = BatchReader(cube, dict(preparations), tuple(tasks), missing, pin_memory)
         indices = np.asarray(indices, dtype=np.int64)
         self._reader.check_patches(indices)
+        warn_of_old_nodata(cube, preparations)
         names = [*preparations, *(task.label for task in tasks)]
         shards = [cube.array(name).shard_patches for name in names]
         self._sampler = Sampler(

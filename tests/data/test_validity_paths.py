@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,40 +15,15 @@ from flairhub.config import load_train_config
 from flairhub.cube import Cube, open_cube
 from flairhub.cube.verify import verify
 from flairhub.data import BatchLoader, prepare_batch
-from flairhub.errors import CubeError, DataError
+from flairhub.errors import DataError
 from flairhub.ingest import ingest
 from flairhub.prepare import ImagePreparation, prepare_image
 from flairhub.tasks import default_task
 from flairhub.timeseries import CloudFilter, SeriesPreparation
+from tests.helpers.lacking import LABEL, Source, image_files, rewrite
 from tests.helpers.makers import PatchFiles, make_patch_files, write_patch, write_train_config
 
-LABEL = "AERIAL_LABEL-COSIA"
 S1, S2, CLOUDS = "SENTINEL1-ASC_TS", "SENTINEL2_TS", "SENTINEL2_MSK-SC"
-
-
-@dataclass(frozen=True)
-class Source:
-    """How the pixels of patch 0 at `lacking` come to hold no data.
-
-    Attributes:
-        name: Modality.
-        dtype: Of the file; None = the modality's.
-        number: Written at these pixels, in all bands; None = they keep a harmless number.
-        nodata: Declared.
-        mask: With an internal mask.
-        alpha: With a band more, which is alpha.
-        everywhere: All pixels (of a series: of all dates).
-        arrays: What the cube holds to tell it.
-    """
-
-    name: str
-    dtype: str | None = None
-    number: float | None = None
-    nodata: float | None = None
-    mask: bool = False
-    alpha: bool = False
-    everywhere: bool = False
-    arrays: tuple[str, ...] = ()
 
 
 LOWEST, LOWEST_64 = -3.4028234663852886e38, -1.7976931348623157e308
@@ -93,37 +65,6 @@ SERIES = {
 }
 
 
-def rewrite(files: PatchFiles, source: Source, valid: np.ndarray) -> np.ndarray:
-    """Write the file of the first patch again; return its values with 0 where they mean nothing."""
-    patch = files.patch_ids[0]
-    values = np.where(np.isin(files.arrays[source.name][patch], (0, 255, 65535)), 7, files.arrays[source.name][patch])
-    values = values.astype(source.dtype or files.arrays[source.name][patch].dtype)
-    lacking = np.broadcast_to(~valid[..., None, :, :], values.shape)
-    if source.number is not None:
-        values[lacking] = source.number
-    written = values.reshape(-1, *values.shape[-2:])
-    flat = valid if valid.ndim == 2 else valid[0]
-    if source.alpha:
-        written = np.concatenate([written, np.where(flat, 200, 0)[None].astype(written.dtype)])
-    path = files.files[source.name][patch]
-    path.unlink()
-    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
-        extra = {"nodata": source.nodata} if source.nodata is not None else {}
-        write_patch(path, written, files.origins[patch], files.footprint_m, **extra)
-        if source.mask or source.alpha:
-            with rasterio.open(path, "r+") as target:
-                if source.alpha:
-                    target.colorinterp = [*target.colorinterp[:-1], ColorInterp.alpha]
-                if source.mask:
-                    target.write_mask(np.where(flat, 255, 0).astype(np.uint8))
-    return np.where(lacking, 0, values).astype(files.arrays[source.name][patch].dtype)
-
-
-def image_files(folder: Path) -> PatchFiles:
-    names = ("AERIAL_RGBI", "AERIAL-RLT_PAN", "SPOT_RGBI", "DEM_ELEV", LABEL)
-    return make_patch_files(folder, n_rois=1, rows=1, cols=2, modalities=names, sizes_px=dict.fromkeys(names, 32))
-
-
 def image_preparation(source: Source) -> ImagePreparation:
     if source.name == "DEM_ELEV":
         return ImagePreparation(None, "dsm_ndsm", "custom", (250.0, 4.0), (20.0, 3.0))
@@ -153,6 +94,8 @@ def test_images(tmp_path: Path, case: str, backend: str) -> None:
     np.testing.assert_array_equal(
         cube.read_valid(source.name, [1, 0], values=cube.read(source.name, [1, 0])), both[::-1]
     )
+    np.testing.assert_array_equal(cube.to_xarray(source.name)["valid"].values, both)
+    assert "valid" not in cube.to_xarray("AERIAL-RLT_PAN" if source.name != "AERIAL-RLT_PAN" else "SPOT_RGBI")
     assert not verify(cube).damage
 
     preparations = {source.name: image_preparation(source)}
@@ -273,6 +216,11 @@ def test_series(tmp_path: Path, case: str, filtered: bool) -> None:
     result = cube.read_valid(name, [0, 1])
     np.testing.assert_array_equal(result[0, :n_dates], valid)
     assert result[1].all()
+    view = cube.to_xarray(name)
+    np.testing.assert_array_equal(view["valid"].values[0, :n_dates], valid)
+    n_second = int(view["n_dates"][1])
+    assert view["valid"].dims == ("patch", "time", "y", "x")
+    assert view["valid"].values[1].all(axis=(1, 2)).tolist() == [time < n_second for time in range(view.sizes["time"])]
     assert cube.info(name)["statistics"][0]["invalid"] == (~valid).sum()
     if not source.everywhere:
         assert cube.info(name)["validity"] == list(source.arrays)
@@ -357,51 +305,3 @@ def test_an_unknown_quality_pixel_is_not_clear(tmp_path: Path) -> None:
     day = files.dates[S2][patch][0]
     reference = np.datetime64(f"{str(day)[:4]}-05-15")
     assert int((day - reference).astype(int)) not in batch.dates[S2][0].tolist()
-
-
-@pytest.fixture(scope="module")
-def masked_cube(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("masked")
-    files = image_files(folder / "files")
-    valid = np.ones((32, 32), dtype=bool)
-    valid[0] = False
-    rewrite(files, Source("AERIAL_RGBI", mask=True), valid)
-    ingest(root=files.folder, cube=folder / "c.zarr", shard=1)
-    return folder / "c.zarr"
-
-
-def test_only_shards_with_a_mask_are_written(masked_cube: Path) -> None:
-    shards = [
-        path.relative_to(masked_cube).as_posix()
-        for path in masked_cube.glob("AERIAL_RGBI/valid/c/**/*")
-        if path.is_file()
-    ]
-    assert shards == ["AERIAL_RGBI/valid/c/0/0/0"]
-    assert not (masked_cube / "SPOT_RGBI/valid").exists()
-
-
-@pytest.mark.parametrize("damage", ["shard gone", "byte flipped", "table gone", "array gone"])
-def test_a_mask_that_is_gone_is_never_everywhere(masked_cube: Path, tmp_path: Path, damage: str) -> None:
-    path = tmp_path / "c.zarr"
-    shutil.copytree(masked_cube, path)
-    shard = path / "AERIAL_RGBI/valid/c/0/0/0"
-    if damage == "shard gone":
-        shard.unlink()
-    elif damage == "byte flipped":
-        content = bytearray(shard.read_bytes())
-        content[3] ^= 1
-        shard.write_bytes(content)
-    elif damage == "table gone":
-        shutil.rmtree(path / "AERIAL_RGBI/has_mask/c")
-    else:
-        for store in (path, path / "AERIAL_RGBI"):
-            document = json.loads((store / "zarr.json").read_text())
-            members = document["consolidated_metadata"]["metadata"]
-            for key in [key for key in members if key.endswith("valid")]:
-                del members[key]
-            (store / "zarr.json").write_text(json.dumps(document))
-    expected = {"table gone": "AERIAL_RGBI/has_mask", "array gone": "AERIAL_RGBI/valid"}
-    where = expected.get(damage, rf"AERIAL_RGBI/valid: chunk 0 \(shard 0, patch {open_cube(path).patch_ids[0]}\)")
-    with pytest.raises(CubeError, match=where):
-        open_cube(path).read_valid("AERIAL_RGBI", [0, 1])
-    assert any("AERIAL_RGBI" in message for message in verify(open_cube(path)).damage)
