@@ -19,6 +19,8 @@ from flairhub.tasks import IGNORE_INDEX
 def export_patch(cube: Cube, name: str, patch_id: str, target: Path, overwrite: bool = False) -> None:
     """Write one patch with the bands of its source file: (band), (level), or date after date (time * band).
 
+    Pixels without data are NaN (floats), or 0 in a mask band (integers; of a series, those without data on any date).
+
     Args:
         cube: An open cube.
         name: Modality.
@@ -32,15 +34,22 @@ def export_patch(cube: Cube, name: str, patch_id: str, target: Path, overwrite: 
     """
     _check_target(target, name, overwrite)
     position = int(cube.indices([patch_id])[0])
-    values = cube.read(name, [position])[0]
+    values, mask = cube.read(name, [position]), None
+    valid = cube.read_valid(name, [position], values=values)
+    values, valid = values[0], None if valid is None else valid[0]
     labels: list[str] = list(modality(name).bands)
     if modality(name).is_series:
         series = cube.series(name)
         days = series.dates[position, : series.n_dates[position]]
-        values, labels = values[: len(days)], [f"{band} {day}" for day in days for band in labels]
+        values, valid = values[: len(days)], None if valid is None else valid[: len(days)]
+        labels = [f"{band} {day}" for day in days for band in labels]
+    if valid is not None and values.dtype.kind == "f":
+        values = np.where(valid[..., None, :, :], values, values.dtype.type(np.nan))
+    elif valid is not None:
+        mask = np.logical_or.reduce(valid, axis=0) if valid.ndim == 3 else valid
     table = cube.patches
     origin = float(table.x_min[position]), float(table.y_max[position])
-    _write(target, values.reshape(-1, *values.shape[-2:]), labels, origin, cube, name, None)
+    _write(target, values.reshape(-1, *values.shape[-2:]), labels, origin, cube, name, mask)
 
 
 def export_roi(cube: Cube, name: str, roi: str, target: Path, overwrite: bool = False) -> None:

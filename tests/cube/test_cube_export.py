@@ -14,6 +14,7 @@ from flairhub.cli import main
 from flairhub.cube.export import export_patch, export_roi
 from flairhub.errors import CubeError, OutputExistsError
 from flairhub.modalities import MODALITIES
+from tests.helpers.lacking import Source, image_files, rewrite
 from tests.helpers.makers import PatchFiles, make_patch_files
 
 
@@ -40,6 +41,28 @@ def test_a_patch_is_its_source_file_again(path: Path, files: PatchFiles, tmp_pat
     with pytest.raises(CubeError, match="recorded as missing"):
         export_patch(cube, "DEM_ELEV", files.patch_ids[0], tmp_path / "none.tif")
     assert not list(tmp_path.glob("*none*"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        Source("AERIAL_RGBI", None, 0, 0),
+        Source("AERIAL_RGBI", mask=True),
+        Source("DEM_ELEV", None, -9999, -9999),
+        Source("DEM_ELEV", mask=True),
+        Source("SPOT_RGBI", "int16", -9999, -9999),
+    ],
+)
+def test_a_patch_says_where_it_holds_data(tmp_path: Path, source: Source) -> None:
+    valid = np.ones((32, 32), dtype=bool)
+    valid[4, 3:9] = False
+    files = image_files(tmp_path / "files")
+    clean = rewrite(files, source, valid)
+    fh.ingest(root=files.folder, cube=tmp_path / "c.zarr")
+    export_patch(fh.open_cube(tmp_path / "c.zarr"), source.name, files.patch_ids[0], tmp_path / "a.tif")
+    with rasterio.open(tmp_path / "a.tif") as result:
+        np.testing.assert_array_equal(result.dataset_mask() > 0, valid)
+        np.testing.assert_array_equal(result.read()[:, valid], clean[:, valid])
 
 
 @pytest.mark.parametrize("name", ["AERIAL_RGBI", "DEM_ELEV", "AERIAL_LABEL-COSIA", "SENTINEL1-ASC_TS"])
