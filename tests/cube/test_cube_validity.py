@@ -89,7 +89,7 @@ def test_a_mask_that_goes_away_before_a_run_continues_leaves_nothing(
 
     rewrite(files, Source(name, mask=True), valid)
     with monkeypatch.context() as patched:
-        patched.setattr("flairhub.ingest.run.finish_store", stop)
+        patched.setattr("flairhub.ingest.run.fill_store", stop)
         with pytest.raises(KeyboardInterrupt):
             ingest(root=files.folder, cube=tmp_path / "c.zarr", shard=1)
     assert (tmp_path / "c.zarr" / name / "valid").is_dir()
@@ -126,7 +126,7 @@ def test_stopped_while_finishing_a_cube_with_masks(
             if point == stop_at:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(template, "reach", reached)
+        monkeypatch.setattr("flairhub.ingest.store.reach", reached)
     with pytest.raises(KeyboardInterrupt):
         ingest(root=files.folder, cube=tmp_path / "c.zarr", shard=1)
     monkeypatch.undo()
