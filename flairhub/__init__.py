@@ -18,6 +18,7 @@ _PUBLIC = {
     "ingest_zone": "flairhub.ingest",
     "train": "flairhub.training",
     "load_model": "flairhub.models",
+    "zone": "flairhub.zones.sources",
     "open_zone": "flairhub.inference",
     "predict_zone": "flairhub.inference",
 }
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from flairhub.ingest import ingest_zone as ingest_zone
     from flairhub.models import load_model as load_model
     from flairhub.training import train as train
+    from flairhub.zones.sources import zone as zone
 
 
 def __getattr__(name: str) -> Any:

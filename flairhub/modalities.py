@@ -6,6 +6,7 @@ what a cube holds is read from the files.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -43,6 +44,7 @@ class Modality:
         is_elevation: Bands are surface and terrain heights, from which heights above ground can be derived.
         title: What figures call it.
         true_colour: Bands of a series to show as red, green and blue.
+        aliases: What others call each band (STAC common names among them), in lower case, in the order of `bands`.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Modality:
     is_elevation: bool = False
     title: str = ""
     true_colour: tuple[str, ...] = ()
+    aliases: tuple[tuple[str, ...], ...] = ()
 
     @property
     def is_series(self) -> bool:
@@ -70,17 +73,52 @@ class Modality:
         """True when a network can take it as input."""
         return self.kind in (Kind.IMAGE, Kind.SERIES)
 
+    def published_band(self, label: object) -> str | None:
+        """Return the band that a label means, whatever its case; None = none of this modality's.
 
+        A resolution at its end does not count: `B02_10m` is `B02`.
+        """
+        word = _RESOLUTION.sub("", str(label).strip().lower())
+        for position, band in enumerate(self.bands):
+            if word == band.lower() or (self.aliases and word in self.aliases[position]):
+                return band
+        return None
+
+
+_RESOLUTION = re.compile(r"_\d+m$")
 _S2_BANDS = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
+_S2_ALIASES = (
+    ("b2", "blue"),
+    ("b3", "green"),
+    ("b4", "red"),
+    ("b5", "rededge1", "rededge071"),
+    ("b6", "rededge2", "rededge075"),
+    ("b7", "rededge3", "rededge078"),
+    ("b8", "nir"),
+    ("nir08",),
+    ("swir16",),
+    ("swir22",),
+)
 _RGBI = ("R", "G", "B", "NIR")
+_RGBI_ALIASES = (("red",), ("green",), ("blue",), ("ir", "infrared", "nir08"))
 
 _ROWS = (
-    Modality("AERIAL_RGBI", Kind.IMAGE, _RGBI, "uint8", 512, 0.2, title="aerial"),
-    Modality("AERIAL-RLT_PAN", Kind.IMAGE, ("PAN",), "uint8", 256, 0.4, undated_domain=True, title="historical"),
+    Modality("AERIAL_RGBI", Kind.IMAGE, _RGBI, "uint8", 512, 0.2, title="aerial", aliases=_RGBI_ALIASES),
+    Modality(
+        "AERIAL-RLT_PAN",
+        Kind.IMAGE,
+        ("PAN",),
+        "uint8",
+        256,
+        0.4,
+        undated_domain=True,
+        title="historical",
+        aliases=(("panchromatic",),),
+    ),
     Modality(
         "DEM_ELEV", Kind.IMAGE, ("DSM", "DTM"), "float32", 512, 0.2, is_elevation=True, title="height above ground"
     ),
-    Modality("SPOT_RGBI", Kind.IMAGE, _RGBI, "uint16", 64, 1.6, title="SPOT"),
+    Modality("SPOT_RGBI", Kind.IMAGE, _RGBI, "uint16", 64, 1.6, title="SPOT", aliases=_RGBI_ALIASES),
     Modality(
         "SENTINEL2_TS",
         Kind.SERIES,
@@ -93,6 +131,7 @@ _ROWS = (
         family="sentinel2",
         title="Sentinel-2",
         true_colour=("B04", "B03", "B02"),
+        aliases=_S2_ALIASES,
     ),
     Modality(
         "SENTINEL1-ASC_TS",

@@ -99,6 +99,10 @@ def _as_list(value: Any) -> Any:
     return (value,) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
+def _as_text_list(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
 def _check_ref_date(value: str) -> str:
     try:
         parse_ref_date(value)
@@ -149,6 +153,15 @@ OptionalPath = Annotated[FilePath | None, BeforeValidator(_none_if_blank)]
 OptionalText = Annotated[Text | None, BeforeValidator(_none_if_blank)]
 PlainName = Annotated[Text, AfterValidator(_check_plain_name)]
 RefDate = Annotated[Text, AfterValidator(_check_ref_date)]
+
+
+def _check_band_names(value: tuple[str, ...]) -> tuple[str, ...]:
+    if not value or len({name.casefold() for name in value}) != len(value) or not all(map(str.strip, value)):
+        raise expected("a list of different band names, one per band of the file")
+    return value
+
+
+BandNames = Annotated[tuple[Text, ...], BeforeValidator(_as_text_list), AfterValidator(_check_band_names)]
 
 InputName = Annotated[Text, AfterValidator(_one_of(INPUTS, "modality"))]
 LabelName = Annotated[Text, AfterValidator(_one_of(LABELS, "label set"))]

@@ -9,6 +9,7 @@ from pydantic import Field, create_model
 
 from flairhub.config.base import (
     AverageChoice,
+    BandNames,
     Channels,
     ClassNames,
     Count,
@@ -47,6 +48,7 @@ class ZonalBlock(Section):
 
     input_img_path: OptionalPath = None
     channels: Channels | None = None
+    bands: BandNames | None = None
 
 
 class ImageBlock(ZonalBlock):

@@ -45,13 +45,30 @@ def read_block(
         rows: First row and one past the last, finest pixels on the lattice; may lie outside the zone.
         cols: Likewise for columns.
     """
+    regions = source_regions(zone, preparations, rows, cols)
     inputs, quality = {}, {}
     for name, preparation in preparations.items():
-        region = _scaled(rows, zone.ratio(name)), _scaled(cols, zone.ratio(name))
-        inputs[name] = zone.rasters[name].read(*region, preparation.channels)
-        if isinstance(preparation, SeriesPreparation) and preparation.cloud_filter is not None:
-            quality[name] = zone.quality[name].read(*region)
+        inputs[name] = zone.rasters[name].read(*regions[name], preparation.channels)
+        if filters_clouds(preparation):
+            quality[name] = zone.quality[name].read(*regions[zone.quality[name].name])
     return BlockPixels(rows[0], cols[0], inputs, quality)
+
+
+def source_regions(
+    zone: Zone, preparations: Mapping[str, Preparation], rows: tuple[int, int], cols: tuple[int, int]
+) -> dict[str, tuple[tuple[int, int], tuple[int, int]]]:
+    """Return what `read_block` reads: rows and columns of every modality and quality mask, in its own pixels."""
+    regions = {}
+    for name, preparation in preparations.items():
+        regions[name] = _scaled(rows, zone.ratio(name)), _scaled(cols, zone.ratio(name))
+        if filters_clouds(preparation):
+            regions[zone.quality[name].name] = regions[name]
+    return regions
+
+
+def filters_clouds(preparation: Preparation) -> bool:
+    """Whether an input needs the quality mask of its series."""
+    return isinstance(preparation, SeriesPreparation) and preparation.cloud_filter is not None
 
 
 def _scaled(span: tuple[int, int], ratio: Fraction) -> tuple[int, int]:

@@ -75,8 +75,7 @@ def _predict_fine(
     stop: threading.Event | None,
 ) -> tuple[dict[tuple[str, Output], NDArray[Any]], NDArray[np.bool_]]:
     zone, shape = plan.zone, (rows[1] - rows[0], cols[1] - cols[0])
-    find = touching if plan.style.blend else AxisWindows.covering
-    row_windows, col_windows = find(plan.rows, *rows), find(plan.cols, *cols)
+    row_windows, col_windows = _windows(plan, plan.rows, rows), _windows(plan, plan.cols, cols)
     region = _reach(plan.rows, row_windows), _reach(plan.cols, col_windows)
     pixels = read_block(zone, model.preparations, *region)
     valid = valid_region(zone, pixels, rows, cols, plan.style.drop_missing)
@@ -158,6 +157,21 @@ def _share(axis: AxisWindows, index: int, first: int, last: int, whole: bool) ->
     low, high = (start, start + axis.window) if whole else axis.core(index)
     low, high = max(low, first), min(high, last)
     return start, slice(low - start, high - start), slice(low - first, high - first)
+
+
+def block_region(plan: MapPlan, block: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the rows and columns that the windows of a block read, finest pixels; they may lie outside the zone."""
+    spans = []
+    for axis, (first, last) in zip((plan.rows, plan.cols), plan.extent(block), strict=True):
+        if plan.ratio != 1:
+            fine = taps(first, last, axis.length, plan.ratio)
+            first, last = fine.first, fine.last
+        spans.append(_reach(axis, _windows(plan, axis, (first, last))))
+    return spans[0], spans[1]
+
+
+def _windows(plan: MapPlan, axis: AxisWindows, span: tuple[int, int]) -> range:
+    return touching(axis, *span) if plan.style.blend else axis.covering(*span)
 
 
 def _reach(axis: AxisWindows, windows: range) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from flairhub.errors import ConfigError, FlairhubError
 from flairhub.inference.configured import extras_of, open_zone, style_of, zone_model
 from flairhub.inference.network import ModelRef
 from flairhub.inference.outputs import stored_bands
-from flairhub.inference.plan import MapPlan, map_sizes, plan_map, source_bytes_per_px
+from flairhub.inference.plan import MapPlan, fitted, map_sizes, plan_map, source_bytes_per_px
 from flairhub.modalities import MODALITIES
 from flairhub.prepare import ImagePreparation, prepare_image
 from flairhub.timeseries import CLOUD_BAND, SNOW_BAND, CloudFilter, SeriesPreparation, keep_dates
@@ -96,7 +96,7 @@ def check_zonal(config: ZonalConfig) -> CheckReport:
         _collect(report, lambda: _weights_exist(config))
         return report
     _grid_facts(report, zone)
-    ref = _collect(report, lambda: zone_model(config, zone))
+    ref = _collect(report, lambda: fitted(zone, zone_model(config, zone)))
     if ref is None:
         return report
     plan = _collect(report, lambda: plan_map(zone, ref, map_sizes(zone), config.block_px, style_of(config)))

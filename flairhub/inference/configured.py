@@ -50,6 +50,8 @@ def open_zone(config: ZonalConfig | str | Path, *, all_masks: bool = False) -> Z
     except UsageError as error:
         raise ConfigError("zonal configuration", [str(error)]) from None
     for name, block in config.modalities.blocks():
+        if block.bands is not None:
+            continue  # channels count the published bands, and go by name
         try:
             check_channels(block.channels or (), len(zone.rasters[name].bands))
         except UsageError as error:
@@ -82,6 +84,7 @@ def _rasters_of(config: ZonalConfig, all_masks: bool) -> Zone:
                 dates_path=getattr(block, "dates_txt", None),
                 quality_path=filtered,
                 key=f"modalities.{name}",
+                bands=block.bands,
             )
         )
     return build_zone(requests, resample=config.align == "resample", suggested=_suggested(config))

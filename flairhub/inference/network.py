@@ -16,6 +16,7 @@ import torch
 from flairhub.data.prepare import Preparation
 from flairhub.errors import UsageError, WeightsError
 from flairhub.jobs import sha256_of
+from flairhub.modalities import MODALITIES
 from flairhub.tasks import Task
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class ModelRef:
         tasks: What it predicts.
         spec: Network of published weights, which do not describe themselves.
         device: torch device name.
+        bands: By input modality, the names of the bands that its channels count; empty where they are not known.
         held: Network of a model in memory; stays in this process when the reference is pickled.
     """
 
@@ -48,6 +50,7 @@ class ModelRef:
     tasks: tuple[Task, ...]
     spec: NetworkSpec | None = None
     device: str = "cpu"
+    bands: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     held: Any = field(default=None, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -109,6 +112,7 @@ def bundle_ref(path: Path, device: str = "cpu") -> tuple[ModelRef, dict[str, Any
         preparations=model.preparations,
         tasks=tuple(model.tasks),
         device=device,
+        bands=_bands_of(model),
     )
     _keep(ref, model.network)
     arch = model.spec.arch if model.spec.images else None
@@ -136,7 +140,8 @@ def published_ref(
     if not path.is_file():
         raise WeightsError(f"model_weights: no file {path}. Expected published weights or a bundle folder.")
     digest = sha256_of(path)
-    return ModelRef("published", str(path.resolve()), digest, digest, preparations, tasks, spec, device)
+    bands = {name: MODALITIES[name].bands for name in preparations}
+    return ModelRef("published", str(path.resolve()), digest, digest, preparations, tasks, spec, device, bands)
 
 
 def memory_ref(model: Model, device: str | None = None) -> ModelRef:
@@ -160,7 +165,23 @@ def memory_ref(model: Model, device: str | None = None) -> ModelRef:
         digest.update(state[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     identity = digest.hexdigest()
     tasks = tuple(model.tasks)
-    return ModelRef("memory", token, identity, identity, model.preparations, tasks, device=device, held=network)
+    return ModelRef(
+        "memory",
+        token,
+        identity,
+        identity,
+        model.preparations,
+        tasks,
+        device=device,
+        bands=_bands_of(model),
+        held=network,
+    )
+
+
+def _bands_of(model: Any) -> dict[str, tuple[str, ...]]:
+    """Band names of a model's inputs, as its manifest keeps them."""
+    inputs = getattr(model, "manifest", {}).get("inputs", {})
+    return {name: tuple(facts["bands"]) for name, facts in inputs.items()}
 
 
 def model_ref(model: Model | ModelRef | str | Path, device: str | None = None) -> ModelRef:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import product
 
+from flairhub.data.prepare import Preparation
 from flairhub.errors import UsageError, ZoneError
 from flairhub.geo import GeoBox
 from flairhub.inference.forward import PLAIN, Style
 from flairhub.inference.network import ModelRef
 from flairhub.inference.resample import output_length, output_ratio
 from flairhub.inference.windows import AxisWindows, block_edges, plan_axis
+from flairhub.prepare import ImagePreparation
 from flairhub.timeseries import SeriesPreparation, check_channels
-from flairhub.zones import Zone
+from flairhub.zones import Raster, Zone
 
 MAX_BLOCK_PX = 2048
 BLOCK_BYTES = 256_000_000
@@ -179,6 +181,41 @@ def default_block(zone: Zone, model: ModelRef, step: int, ratio: Fraction = Frac
     return min(MAX_BLOCK_PX, max(1, int(fine / ratio)))
 
 
+def fitted(zone: Zone, model: ModelRef) -> ModelRef:
+    """Return the model with its channels counted in the zone's bands, which go by name where they have names.
+
+    Raises:
+        ZoneError: A raster lacks a band that the model takes.
+    """
+    preparations = {
+        name: _by_name(zone.rasters[name], preparation, model.bands.get(name, ()))
+        if name in zone.rasters
+        else preparation
+        for name, preparation in model.preparations.items()
+    }
+    return model if preparations == dict(model.preparations) else model.with_choice(preparations, model.tasks)
+
+
+def _by_name(raster: Raster, preparation: Preparation, bands: tuple[str, ...]) -> Preparation:
+    wanted = [
+        bands[channel - 1] for channel in preparation.channels or range(1, len(bands) + 1) if channel <= len(bands)
+    ]
+    if not bands or raster.bands == bands or not raster.has_names:
+        return preparation
+    missing = [band for band in wanted if band not in raster.bands]
+    if missing:
+        raise ZoneError(
+            f"{raster.name}: the model takes {', '.join(wanted)}, but {raster.where} has {', '.join(raster.bands)}: "
+            f"{', '.join(missing)} is missing."
+        )
+    if isinstance(preparation, ImagePreparation) and preparation.elevation is not None:
+        raise ZoneError(
+            f"{raster.name}: {raster.where} has the bands {', '.join(raster.bands)}, expected {', '.join(bands)}, "
+            f"in this order."
+        )
+    return replace(preparation, channels=tuple(raster.bands.index(band) + 1 for band in wanted))
+
+
 def check_inputs(zone: Zone, model: ModelRef) -> None:
     """Raise ZoneError unless the zone has what the model takes."""
     for name, preparation in model.preparations.items():
@@ -192,7 +229,7 @@ def check_inputs(zone: Zone, model: ModelRef) -> None:
         try:
             check_channels(preparation.channels or (), n_bands)
         except UsageError as error:
-            raise ZoneError(f"{name}: {raster.where}: {error}") from None
+            raise ZoneError(f"{name}: {raster.where}: {error}{_hint(raster, model.bands.get(name, ()))}") from None
         if isinstance(preparation, SeriesPreparation) != (raster.dates is not None):
             raise ZoneError(f"{name}: the model and the zone disagree on whether it is a time series.")
         if isinstance(preparation, SeriesPreparation):
@@ -208,3 +245,13 @@ def check_inputs(zone: Zone, model: ModelRef) -> None:
                 f"{name}: {raster.where} gives {preparation.n_channels(n_bands)} channels, but the model "
                 f"normalises {len(preparation.means)}."
             )
+
+
+def _hint(raster: Raster, bands: tuple[str, ...]) -> str:
+    """How to say which bands a raster has, where the model knows its bands by name and the raster does not."""
+    if not bands or raster.has_names:
+        return ""
+    return (
+        f" The model counts {', '.join(bands)}; say which bands the raster has: modalities.{raster.name}.bands: [...], "
+        f"or names as band coordinate."
+    )

@@ -32,7 +32,7 @@ from flairhub.inference.outputs import (
     stored_bands,
     write_map,
 )
-from flairhub.inference.plan import MapPlan, map_sizes, plan_map
+from flairhub.inference.plan import MapPlan, fitted, map_sizes, plan_map
 from flairhub.inference.sidecars import stac_item, write_tiles
 from flairhub.inference.work import Block, BlockRecord, BlockStore, Work, found_key
 from flairhub.jobs import job_workers, run_jobs, write_text
@@ -196,7 +196,7 @@ def write_zone(
     """
     started = time.monotonic()
     report = progress or silent
-    ref = model_ref(model)
+    ref = fitted(zone, model_ref(model))
     sizes = map_sizes(zone, window_px, margin_px, output_px_m, batch_size)
     plan = plan_map(zone, ref, sizes, block_px, style)
     tags = {**_tags(plan, ref), **({"FLAIRHUB_CONFIG_SHA256": config_hash} if config_hash else {})}

@@ -1,5 +1,7 @@
 """Zones: rasters of one area behind one protocol. See docs/zonal.md."""
 
+from flairhub.zones.arrays import ArrayRaster, open_array
+from flairhub.zones.edges import Regions, attach, detach, is_edge, needed_chunks
 from flairhub.zones.files import FileRaster, open_file
 from flairhub.zones.geotiff import close_all
 from flairhub.zones.raster import Pixels, Raster, Span, identity
@@ -7,17 +9,24 @@ from flairhub.zones.warped import WarpedRaster
 from flairhub.zones.zone import RasterRequest, Zone, build_zone, fit, zone_of_cube
 
 __all__ = [
+    "ArrayRaster",
     "FileRaster",
     "Pixels",
     "Raster",
     "RasterRequest",
+    "Regions",
     "Span",
     "WarpedRaster",
     "Zone",
+    "attach",
     "build_zone",
     "close_all",
+    "detach",
     "fit",
     "identity",
+    "is_edge",
+    "needed_chunks",
+    "open_array",
     "open_file",
     "zone_of_cube",
 ]

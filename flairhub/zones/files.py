@@ -121,7 +121,12 @@ def _mosaic(path: str, stamp: tuple[int, int]) -> Mosaic:
 
 
 def open_file(
-    path: Path, name: str, key: str, dates: NDArray[np.datetime64] | None = None, dates_path: Path | None = None
+    path: Path,
+    name: str,
+    key: str,
+    dates: NDArray[np.datetime64] | None = None,
+    dates_path: Path | None = None,
+    bands: Sequence[str] | None = None,
 ) -> FileRaster:
     """Open a GeoTIFF or a VRT mosaic as a raster: its header is read, no pixel.
 
@@ -131,6 +136,7 @@ def open_file(
         key: Configuration key that names the file, for messages.
         dates: (time,) datetime64[D], of a series.
         dates_path: Where the dates come from, for messages.
+        bands: Names of the bands of the file (of one date), instead of the published ones in their order.
 
     Raises:
         ZoneError: Missing, not a GeoTIFF, damaged, complex-valued, of bands that differ in type, or a series whose
@@ -152,7 +158,7 @@ def open_file(
         raise ZoneError(f"{key}: {path} has pixel type {', '.join(sorted(dtypes))}, expected one real number type.")
     if not geobox.crs_wkt:
         raise DataError(f"{key}: {path} has no CRS. Expected one, e.g. EPSG:2154; assign it to the file.")
-    expected = MODALITIES[name].bands
+    expected = _named_bands(bands, name, key)
     n_expected = len(expected) * (1 if dates is None else len(dates))
     # A fourth band marked as alpha is infrared more often than opacity; one beyond the modality's bands is never data.
     surplus = missing.alpha is not None and missing.alpha > n_expected
@@ -165,6 +171,10 @@ def open_file(
                 f"Every image needs its date and all its bands, date by date."
             )
         n_bands = len(expected)
+    if bands is not None and n_bands != len(expected):
+        raise ZoneError(
+            f"{key}: {path} has {n_bands} bands, but `bands` names {len(expected)} ({', '.join(expected)})."
+        )
     nodata = missing.nodata
     if isinstance(nodata, Sequence):
         nodata = _per_band(nodata, missing.alpha if surplus else None, n_bands, f"{key}: {path}")
@@ -184,6 +194,20 @@ def open_file(
         sparse=missing.sparse,
         patchy=mosaic is not None and mosaic.has_gaps(),
     )
+
+
+def _named_bands(given: Sequence[str] | None, name: str, key: str) -> tuple[str, ...]:
+    """The bands of a file; names that mean a published band become it, others stay and are never used."""
+    row = MODALITIES[name]
+    if given is None:
+        return row.bands
+    names = tuple(row.published_band(label) or label for label in given)
+    if len(set(names)) < len(names) or not set(names) & set(row.bands):
+        raise ZoneError(
+            f"{key}: `bands` says {', '.join(given)}, expected different names, some of them of {name} "
+            f"({', '.join(row.bands)})."
+        )
+    return names
 
 
 def _per_band(

@@ -92,6 +92,32 @@ class Raster(ABC):
         return True
 
     @property
+    def origin(self) -> Raster:
+        """The raster that holds the pixels: itself, or the one it is made of."""
+        return self
+
+    def with_origin(self, origin: Raster) -> Raster:
+        """Return the same raster, made of `origin`, which has the same grid as its own."""
+        return origin
+
+    def reach(self, rows: Span, cols: Span) -> tuple[Span, Span] | None:
+        """Rows and columns of `origin` that `load` needs for a region; None = none."""
+        return rows, cols
+
+    def inside(self, rows: Span, cols: Span) -> tuple[Span, Span]:
+        """Rows and columns of this raster that `read` needs for a region that may lie outside."""
+        height, width = self.geobox.height, self.geobox.width
+        return tuple(  # type: ignore[return-value]
+            (first, last) if first >= 0 and last <= length else _inside((first, last), length)[1]
+            for (first, last), length in ((rows, height), (cols, width))
+        )
+
+    @property
+    def has_names(self) -> bool:
+        """Whether its bands have names; otherwise they are numbered."""
+        return not all(band.isdigit() for band in self.bands)
+
+    @property
     def n_dates(self) -> int:
         """Number of dates; 0 for images."""
         return 0 if self.dates is None else len(self.dates)

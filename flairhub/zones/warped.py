@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,26 @@ class WarpedRaster(Raster):
         assert self.source is not None
         return self.source.where
 
+    @property
+    def origin(self) -> Raster:
+        assert self.source is not None
+        return self.source.origin
+
+    def with_origin(self, origin: Raster) -> WarpedRaster:
+        assert self.source is not None
+        return replace(self, source=self.source.with_origin(origin))
+
+    def reach(self, rows: Span, cols: Span) -> tuple[Span, Span] | None:
+        assert self.source is not None
+        size, grid = self._tile_px, self.source.geobox
+        tiles = product(range(rows[0] // size, -(-rows[1] // size)), range(cols[0] // size, -(-cols[1] // size)))
+        needed = [region for tile in tiles if (region := _needed(grid, self._tile_box(*tile))) is not None]
+        if not needed:
+            return None
+        tops, lefts = zip(*needed, strict=True)
+        around = [(min(first for first, _ in spans), max(last for _, last in spans)) for spans in (tops, lefts)]
+        return self.source.reach(around[0], around[1])
+
     def facts(self) -> dict[str, Any]:
         assert self.source is not None
         box = self.source.geobox
@@ -100,12 +121,15 @@ class WarpedRaster(Raster):
         key = (self._key, row, col)
         values, valid = _CACHE.get((*key, "values")), _CACHE.get((*key, "valid"))
         if values is None or valid is None:
-            size, box = self._tile_px, self.geobox
-            height, width = min(size, box.height - row * size), min(size, box.width - col * size)
-            values, valid = self._warped(box.crop(row * size, col * size, height, width))
+            values, valid = self._warped(self._tile_box(row, col))
             _CACHE.put((*key, "values"), values)
             _CACHE.put((*key, "valid"), valid)
         return values, valid
+
+    def _tile_box(self, row: int, col: int) -> GeoBox:
+        size, box = self._tile_px, self.geobox
+        height, width = min(size, box.height - row * size), min(size, box.width - col * size)
+        return box.crop(row * size, col * size, height, width)
 
     def _warped(self, tile: GeoBox) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Values of a tile (..., band, y, x), with nodata in them; and where the source is known, (..., y, x)."""
@@ -159,6 +183,7 @@ def _usable(values: NDArray[Any], nodata: Nodata, mask: NDArray[np.bool_] | None
     return usable
 
 
+@lru_cache(maxsize=65536)
 def _needed(source: GeoBox, tile: GeoBox) -> tuple[Span, Span] | None:
     """Rows and columns of the source that a tile is made of, its filter's reach included; None = none."""
     bounds = tile.bounds

@@ -35,6 +35,7 @@ class RasterRequest:
         dates_path: Date file of a series.
         quality_path: GeoTIFF of the series' quality mask; None = not needed.
         key: Configuration key of the modality, for messages.
+        bands: Names of the file's bands; None = the published ones.
     """
 
     name: str
@@ -42,6 +43,7 @@ class RasterRequest:
     dates_path: Path | None = None
     quality_path: Path | None = None
     key: str = ""
+    bands: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +78,12 @@ class Zone:
         """Rasters and quality masks in the registry's order."""
         by_name = {raster.name: raster for raster in (*self.rasters.values(), *self.quality.values())}
         return [by_name[name] for name in MODALITIES if name in by_name]
+
+    def raster(self, name: str) -> Raster:
+        """Return the raster of a modality, or a quality mask by its own name."""
+        if name in self.rasters:
+            return self.rasters[name]
+        return next(mask for mask in self.quality.values() if mask.name == name)
 
     @property
     def lattice_px(self) -> int:
@@ -124,7 +132,9 @@ def build_zone(
         if MODALITIES[request.name].is_series:
             dates = _dates_of(request)
         source = dates, request.dates_path
-        rasters[request.name] = open_file(request.path, request.name, f"{key}.input_img_path", *source)
+        rasters[request.name] = open_file(
+            request.path, request.name, f"{key}.input_img_path", *source, bands=request.bands
+        )
         mask_name = MODALITIES[request.name].quality_mask
         if request.quality_path is not None and mask_name is not None:
             mask = open_file(request.quality_path, mask_name, f"{key}.filter_clouds_img_path", *source)

@@ -1,0 +1,403 @@
+"""xarray objects as rasters of a zone: in memory, lazily indexed, or dask-backed.
+
+Lazily indexed arrays (no dask: rioxarray, `xr.open_zarr(chunks=None)`) travel by reference, and only a region of them
+is read. What is in memory or dask-backed enters graphs chunk by chunk: see `edges.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flairhub.errors import DataError, FlairhubError, ZoneError
+from flairhub.modalities import MODALITIES, Modality
+from flairhub.validity import Nodata
+from flairhub.zones.raster import Raster, Span
+from flairhub.zones.xarray_facts import (
+    Dims,
+    Grid,
+    Packing,
+    bands_by_label,
+    bands_of,
+    crs_of,
+    dates_of,
+    dims_of,
+    grid_of,
+    nodata_of_array,
+    packing_of,
+)
+
+if TYPE_CHECKING:
+    import dask.array as da
+    import xarray as xr
+
+_EDGE_CHUNK_PX = 1024
+"""Arrays in memory enter graphs in pieces of this length."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """An array that holds some bands of a raster, or all.
+
+    Attributes:
+        variable: In memory or lazily indexed.
+        dims: Its dimensions.
+        bands: Positions along its band dimension, in the order of the raster's bands; one 0 without that dimension.
+    """
+
+    variable: xr.Variable
+    dims: Dims
+    bands: tuple[int, ...]
+
+    def take(self, rows: slice, cols: slice) -> NDArray[Any]:
+        """Read (time, band, y, x) of a region, times and bands of length 1 where there are no such dimensions."""
+        index: dict[str, Any] = {self.dims["y"]: rows, self.dims["x"]: cols}
+        first = min(self.bands)
+        if "band" in self.dims:
+            index[self.dims["band"]] = slice(first, max(self.bands) + 1)
+        values = np.asarray(self.variable.isel(index).values)
+        values = _ordered(values, [self.dims_in_order(what) for what in ("time", "band", "y", "x")])
+        if "band" in self.dims and self.bands != tuple(range(first, first + values.shape[1])):
+            values = values[:, [band - first for band in self.bands]]
+        return values
+
+    def dims_in_order(self, what: str) -> int | None:
+        """Which axis is the time, the band, y or x; None = there is none."""
+        return self.variable.dims.index(self.dims[what]) if what in self.dims else None
+
+    def chunked(self) -> da.Array:
+        """Return all of it as a dask array, (time, band, y, x)."""
+        import dask.array as da
+
+        variable = self.variable
+        # Chunks that are there stay; others become one, whose pixels are read in one go.
+        array = variable.data if variable.chunks is not None else variable.chunk().data
+        array = _ordered(array, [self.dims_in_order(what) for what in ("time", "band", "y", "x")])
+        if self.bands != tuple(range(array.shape[1])):
+            array = da.take(array, list(self.bands), axis=1)
+        return array
+
+
+def _ordered(values: Any, axes: Sequence[int | None]) -> Any:
+    present = [axis for axis in axes if axis is not None]
+    if present != list(range(values.ndim)):
+        values = values.transpose(present)
+    # No new dask layer where nothing changes.
+    whole = all(axis is not None for axis in axes)
+    return values if whole else values[tuple(None if axis is None else slice(None) for axis in axes)]
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayRaster(Raster):
+    """An xarray object.
+
+    Attributes:
+        source: What names it in messages.
+        members: Arrays with its bands, in their order; none where chunks stand for them.
+        flips: Its rows go north, its columns go west.
+        packing: By band, how numbers that were not decoded become values.
+        array: (time,) band, y, x, north-up, one chunk along time and band, numbers not decoded; dask-backed sources.
+        chunk_edges: Where its chunks begin and end along y and x, where it stands in a graph.
+        pieces: Chunks by row and column number, inside a task of a graph.
+        stamp: What tells these pixels from others; None = their content.
+    """
+
+    source: str = ""
+    members: tuple[Member, ...] = ()
+    flips: tuple[bool, bool] = (False, False)
+    packing: tuple[Packing | None, ...] = ()
+    array: da.Array | None = None
+    chunk_edges: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+    pieces: Mapping[tuple[int, int], NDArray[Any]] | None = None
+    stamp: str | None = None
+
+    @property
+    def where(self) -> str:
+        return self.source
+
+    @property
+    def may_be_masked(self) -> bool:
+        return False
+
+    def facts(self) -> dict[str, Any]:
+        return {"xarray": self.source, "stamp": self._stamp}
+
+    @cached_property
+    def _stamp(self) -> str:
+        from dask.base import tokenize
+
+        if self.stamp is not None:
+            return self.stamp
+        return str(tokenize([(member.variable.values, member.dims, member.bands) for member in self.members]))
+
+    @property
+    def is_edge(self) -> bool:
+        """Whether it enters graphs chunk by chunk; otherwise it travels with its description."""
+        return self.array is not None or all(is_in_memory(member.variable) for member in self.members)
+
+    def load(self, rows: Span, cols: Span) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+        try:
+            values = self._numbers(rows, cols)
+        except FlairhubError:
+            raise
+        except Exception as error:
+            # Whatever the library behind a lazy array raises.
+            raise DataError(
+                f"{self.source}: cannot read rows {rows[0]}-{rows[1] - 1}, columns {cols[0]}-{cols[1] - 1} "
+                f"({type(error).__name__}: {error}). What it reads is damaged or gone; restore it."
+            ) from error
+        return self._decoded(values), None
+
+    def _numbers(self, rows: Span, cols: Span) -> NDArray[Any]:
+        if self.pieces is not None:
+            return self._from_pieces(self.pieces, rows, cols)
+        if self.array is not None:
+            part = self.array[..., rows[0] : rows[1], cols[0] : cols[1]]
+            # Within this thread: whoever asks may be a worker of another pool.
+            return np.asarray(part.compute(scheduler="synchronous"))
+        (top, bottom), (left, right) = (
+            (length - span[1], length - span[0]) if flipped else span
+            for span, length, flipped in zip(
+                (rows, cols), (self.geobox.height, self.geobox.width), self.flips, strict=True
+            )
+        )
+        parts = [member.take(slice(top, bottom), slice(left, right)) for member in self.members]
+        values = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        values = values[..., :: -1 if self.flips[0] else 1, :: -1 if self.flips[1] else 1]
+        return np.ascontiguousarray(values if self.dates is not None else values[0])
+
+    def _from_pieces(self, pieces: Mapping[tuple[int, int], NDArray[Any]], rows: Span, cols: Span) -> NDArray[Any]:
+        numbers = self.chunks_in(rows, cols)
+        dtype = pieces[numbers[0]].dtype
+        result = np.empty((*self.leading, rows[1] - rows[0], cols[1] - cols[0]), dtype)
+        for row, col in numbers:
+            piece, top, left = pieces[row, col], self.chunk_edges[0][row], self.chunk_edges[1][col]
+            y0, y1 = max(rows[0], top), min(rows[1], top + piece.shape[-2])
+            x0, x1 = max(cols[0], left), min(cols[1], left + piece.shape[-1])
+            part = piece[..., y0 - top : y1 - top, x0 - left : x1 - left]
+            result[..., y0 - rows[0] : y1 - rows[0], x0 - cols[0] : x1 - cols[0]] = part
+        return result
+
+    def chunks_in(self, rows: Span, cols: Span) -> list[tuple[int, int]]:
+        """Row and column numbers of the chunks that hold a region."""
+        ranges = []
+        for edges, (first, last) in zip(self.chunk_edges, (rows, cols), strict=True):
+            ranges.append(range(bisect_right(edges, first) - 1, bisect_left(edges, last)))
+        return [(row, col) for row in ranges[0] for col in ranges[1]]
+
+    def chunks(self) -> da.Array:
+        """Return all of it as a dask array, (time,) band, y, x, numbers not decoded, one chunk along time and band."""
+        import dask.array as da
+
+        if self.array is not None:
+            return self.array
+        steps = (slice(None), slice(None), *(slice(None, None, -1 if flipped else 1) for flipped in self.flips))
+        chunks = (-1, -1, _EDGE_CHUNK_PX, _EDGE_CHUNK_PX)
+        arrays = []
+        for number, member in enumerate(self.members):
+            values = member.take(slice(None), slice(None))[steps]
+            arrays.append(da.from_array(values, chunks=chunks, name=f"raster-{self._stamp}-{number}"))
+        return _one_chunk_deep(arrays, self.dates is not None)
+
+    def detached(self) -> ArrayRaster:
+        """Return its description, which takes its pixels from chunks."""
+        rows, cols = self.chunks().chunks[-2:]
+        edges = tuple(np.cumsum((0, *rows)).tolist()), tuple(np.cumsum((0, *cols)).tolist())
+        return replace(self, members=(), array=None, chunk_edges=edges, stamp=self._stamp)
+
+    def attached(self, pieces: Mapping[tuple[int, int], NDArray[Any]]) -> ArrayRaster:
+        """Return the same raster with the chunks that a task has."""
+        return replace(self, pieces=pieces)
+
+    def _decoded(self, numbers: NDArray[Any]) -> NDArray[Any]:
+        if not any(self.packing):
+            return numbers.astype(self.dtype, copy=False)
+        values = numbers.astype(self.dtype)
+        for band, packing in enumerate(self.packing):
+            if packing is None:
+                continue
+            plane, raw = values[..., band, :, :], numbers[..., band, :, :]
+            plane *= np.asarray(packing.scale, self.dtype)
+            plane += np.asarray(packing.offset, self.dtype)
+            if packing.fill is not None:
+                plane[raw == packing.fill] = np.nan
+        return values
+
+
+def is_in_memory(variable: xr.Variable) -> bool:
+    """True for numpy arrays. xarray has no public word for it: `.data` would read a lazily indexed array."""
+    return bool(variable._in_memory)
+
+
+def _one_chunk_deep(arrays: Sequence[da.Array], is_series: bool) -> da.Array:
+    """Put (time, band, y, x) arrays together along bands, each spatial chunk whole."""
+    import dask.array as da
+
+    array = arrays[0] if len(arrays) == 1 else da.concatenate(arrays, axis=1, allow_unknown_chunksizes=False)
+    if array.numblocks[:2] != (1, 1):
+        array = array.rechunk({0: -1, 1: -1})
+    return array if is_series else array[0]
+
+
+def open_array(
+    source: xr.DataArray | xr.Dataset,
+    name: str,
+    key: str,
+    dates: NDArray[np.datetime64] | None = None,
+) -> ArrayRaster:
+    """Take an xarray object as a raster: its metadata are read, no pixel.
+
+    Args:
+        source: (time,) band, y, x in any order, or a Dataset with a variable per band.
+        name: Modality or quality-mask name.
+        key: What names it in messages.
+        dates: (time,) datetime64[D] instead of its time coordinate.
+
+    Raises:
+        ZoneError: What it says about itself is missing or does not fit.
+    """
+    row = MODALITIES[name]
+    selected = _members(source, row, key)
+    first, dims, _ = selected[0]
+    where = _named(first, key)
+    grids = [
+        grid_of(array, own, crs_of(array, source.attrs, _named(array, key)), _named(array, key))
+        for array, own, _ in selected
+    ]
+    for (array, _, _), grid in zip(selected, grids, strict=True):
+        if grid != grids[0]:
+            raise ZoneError(
+                f"{key}: {array.name} lies on another grid than {first.name}: {grid.geobox.width} x "
+                f"{grid.geobox.height} px of {grid.geobox.x_res:g} instead of {grids[0].geobox.width} x "
+                f"{grids[0].geobox.height} px of {grids[0].geobox.x_res:g}. Put its bands on one grid."
+            )
+    kinds = {array.dtype.kind for array, _, _ in selected}
+    if not kinds <= set("iuf"):
+        raise ZoneError(f"{where}: has dtype {first.dtype}, expected real numbers.")
+    members = tuple(
+        Member(array.variable, own, tuple(position for _, position in bands)) for array, own, bands in selected
+    )
+    packing = tuple(packing for array, _, bands in selected for packing in [packing_of(array)] * len(bands))
+    nodata = tuple(value for array, _, bands in selected for value in [nodata_of_array(array)] * len(bands))
+    raster = ArrayRaster(
+        name=name,
+        geobox=grids[0].geobox,
+        bands=tuple(band for _, _, bands in selected for band, _ in bands),
+        dates=_dates(first, dims, row, dates, where),
+        dtype=_dtype([array.dtype for array, _, _ in selected], packing),
+        nodata=_nodata(nodata, packing),
+        source=where,
+        members=members,
+        flips=(grids[0].south_up, grids[0].mirrored),
+        packing=packing,
+        stamp=None if all(is_in_memory(member.variable) for member in members) else _stamp_of(selected),
+    )
+    return _dask_backed(raster, grids[0]) if any(member.variable.chunks is not None for member in members) else raster
+
+
+def _dask_backed(raster: ArrayRaster, grid: Grid) -> ArrayRaster:
+    array = _one_chunk_deep([member.chunked() for member in raster.members], raster.dates is not None)
+    if any(np.isnan(length) for lengths in array.chunks for length in lengths):
+        raise ZoneError(f"{raster.source}: dask does not know the sizes of its chunks. Call compute_chunk_sizes.")
+    if grid.south_up or grid.mirrored:
+        array = array[..., :: -1 if grid.south_up else 1, :: -1 if grid.mirrored else 1]
+    return replace(raster, members=(), flips=(False, False), array=array, stamp=array.name)
+
+
+_Selected = list[tuple[Any, Dims, list[tuple[str, int]]]]
+"""Arrays with their dimensions, and the bands taken from each with their positions."""
+
+
+def _members(source: Any, row: Modality, key: str) -> _Selected:
+    import xarray as xr
+
+    if isinstance(source, xr.DataArray):
+        return [_whole(source, row, _named(source, key))]
+    if not isinstance(source, xr.Dataset):
+        raise ZoneError(f"{key}: got {type(source).__name__}, expected a DataArray, a Dataset or a path.")
+    mappings = {source[name].encoding.get("grid_mapping", source[name].attrs.get("grid_mapping")) for name in source}
+    source = source.set_coords([name for name in {*mappings, "spatial_ref"} if name in source.data_vars])
+    arrays = {str(name): array for name, array in source.data_vars.items() if array.ndim >= 2}
+    stacked = [array for array in arrays.values() if array.ndim >= 3 and not _is_band(array, row)]
+    if len(arrays) == 1 and (stacked or len(row.bands) == 1):
+        return [_whole(next(iter(arrays.values())), row, key)]
+    if not arrays:
+        raise ZoneError(f"{key}: the Dataset has no variable with y and x.")
+    labels = list(arrays)
+    selected = []
+    for band, position in bands_by_label(labels, row, key):
+        array = arrays[labels[position]]
+        dims = dims_of(array, row, _named(array, key))
+        if "band" in dims:
+            raise ZoneError(f"{_named(array, key)}: a variable per band, or one with a dimension band; not both.")
+        selected.append((array, dims, [(band, 0)]))
+    if len({array.sizes.get(dims.get("time"), 1) for array, dims, _ in selected}) > 1:
+        raise ZoneError(f"{key}: its bands differ in their number of dates.")
+    return selected
+
+
+def _is_band(array: xr.DataArray, row: Modality) -> bool:
+    return row.published_band(array.name) is not None
+
+
+def _whole(array: xr.DataArray, row: Modality, where: str) -> tuple[Any, Dims, list[tuple[str, int]]]:
+    dims = dims_of(array, row, where)
+    return array, dims, bands_of(array, dims, row, where)
+
+
+def _named(array: xr.DataArray, key: str) -> str:
+    path = array.encoding.get("source")
+    return f"{key} ({path})" if path else key
+
+
+def _dates(
+    array: xr.DataArray, dims: Dims, row: Modality, given: NDArray[np.datetime64] | None, where: str
+) -> NDArray[np.datetime64] | None:
+    if not row.is_series:
+        return None
+    n_images = array.sizes[dims["time"]] if "time" in dims else 1
+    dates = dates_of(array, dims, where) if given is None else given
+    if dates is None:
+        raise ZoneError(
+            f"{where}: has no time coordinate. {row.name} is a time series: its network needs the date of each image. "
+            f"Give the coordinate, or dates={{...}}."
+        )
+    if len(dates) != n_images:
+        raise ZoneError(f"{where}: has {n_images} images, but {len(dates)} dates. Every image needs its date.")
+    return dates
+
+
+def _dtype(dtypes: Sequence[np.dtype[Any]], packing: Sequence[Packing | None]) -> str:
+    dtype = np.result_type(*dtypes)
+    if any(packing) and dtype.kind != "f":
+        dtype = np.dtype("float32" if dtype.itemsize <= 2 else "float64")
+    return str(dtype.newbyteorder("=").name)
+
+
+def _nodata(values: Sequence[float | None], packing: Sequence[Packing | None]) -> Nodata:
+    # Where numbers were packed, what has no data is NaN.
+    kept = tuple(None if packed else value for value, packed in zip(values, packing, strict=True))
+    return kept[0] if len(set(kept)) == 1 else kept
+
+
+def _stamp_of(selected: _Selected) -> str:
+    """Tell lazily indexed pixels from others without reading them: their file, its time of change, what is selected."""
+    from dask.base import tokenize
+
+    facts = []
+    for array, _, bands in selected:
+        path = array.encoding.get("source")
+        if path is None or not os.path.exists(path):
+            return uuid4().hex
+        stat = os.stat(path)
+        corners = [array[name].values[[0, -1]].tolist() for name in array.dims if name in array.coords]
+        facts.append((str(path), stat.st_size, stat.st_mtime_ns, str(array.name), array.shape, str(corners), bands))
+    return str(tokenize(facts))

@@ -1,0 +1,80 @@
+"""How arrays in memory and dask-backed ones enter a graph: chunk by chunk, as edges.
+
+A task gets a zone without those pixels, and the chunks that hold what it reads. So a chunk is computed once, wherever
+it is needed, and nothing is computed inside a task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from flairhub.zones.arrays import ArrayRaster
+from flairhub.zones.raster import Raster, Span
+from flairhub.zones.zone import Zone
+
+if TYPE_CHECKING:
+    import dask.array as da
+
+Regions = Mapping[str, tuple[Span, Span]]
+"""By modality or mask, the rows and columns that a task reads; they may lie outside."""
+
+
+def is_edge(raster: Raster) -> bool:
+    """Whether the pixels of a raster enter graphs chunk by chunk."""
+    return isinstance(raster.origin, ArrayRaster) and raster.origin.is_edge
+
+
+def detach(zone: Zone, names: Sequence[str]) -> tuple[Zone, dict[str, da.Array]]:
+    """Part a zone from the pixels that enter graphs.
+
+    Args:
+        zone: The zone.
+        names: Modalities and masks that tasks read.
+
+    Returns:
+        The zone without them, and an array by modality or mask, (time,) band, y, x.
+    """
+    arrays, bare = {}, {}
+    for raster in zone.everything:
+        origin = raster.origin
+        if not is_edge(raster) or not isinstance(origin, ArrayRaster):
+            continue
+        if raster.name in names:
+            arrays[raster.name] = origin.chunks()
+        bare[raster.name] = raster.with_origin(origin.detached())
+    return _with(zone, bare), arrays
+
+
+def needed_chunks(zone: Zone, name: str, region: tuple[Span, Span]) -> list[tuple[int, int]]:
+    """Row and column numbers of the chunks of a raster that a task needs to read a region; always the same order."""
+    raster = zone.raster(name)
+    reach = raster.reach(*raster.inside(*region))
+    assert isinstance(raster.origin, ArrayRaster)
+    return [] if reach is None else raster.origin.chunks_in(*reach)
+
+
+def attach(zone: Zone, regions: Regions, chunks: Sequence[Any]) -> Zone:
+    """Return a zone that reads some regions from the chunks of a task.
+
+    Args:
+        zone: As `detach` returns it.
+        regions: What is read, of the rasters that were detached.
+        chunks: Of each raster in the order of `regions`, those of `needed_chunks` in their order.
+    """
+    given, complete = iter(chunks), {}
+    for name, region in regions.items():
+        raster = zone.raster(name)
+        assert isinstance(raster.origin, ArrayRaster)
+        pieces = {number: next(given) for number in needed_chunks(zone, name, region)}
+        complete[name] = raster.with_origin(raster.origin.attached(pieces))
+    return _with(zone, complete)
+
+
+def _with(zone: Zone, rasters: Mapping[str, Raster]) -> Zone:
+    return replace(
+        zone,
+        rasters={name: rasters.get(name, raster) for name, raster in zone.rasters.items()},
+        quality={series: rasters.get(mask.name, mask) for series, mask in zone.quality.items()},
+    )
