@@ -1,10 +1,11 @@
 """Zones: rasters of one area behind one protocol. See docs/zonal.md."""
 
-from flairhub.zones.arrays import ArrayRaster, open_array
+from flairhub.zones.arrays import ArrayRaster
 from flairhub.zones.edges import Regions, attach, detach, is_edge, needed_chunks
 from flairhub.zones.files import FileRaster, open_file
 from flairhub.zones.geotiff import close_all
 from flairhub.zones.raster import Pixels, Raster, Span, identity
+from flairhub.zones.sources import open_array
 from flairhub.zones.warped import WarpedRaster
 from flairhub.zones.zone import RasterRequest, Zone, build_zone, fit, zone_of_cube
 

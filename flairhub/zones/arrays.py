@@ -6,34 +6,18 @@ is read. What is in memory or dask-backed enters graphs chunk by chunk: see `edg
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flairhub.errors import DataError, FlairhubError, ZoneError
-from flairhub.modalities import MODALITIES, Modality
-from flairhub.validity import Nodata
+from flairhub.errors import DataError, FlairhubError
 from flairhub.zones.raster import Raster, Span
-from flairhub.zones.xarray_facts import (
-    Dims,
-    Grid,
-    Packing,
-    bands_by_label,
-    bands_of,
-    crs_of,
-    dates_of,
-    dims_of,
-    grid_of,
-    nodata_of_array,
-    packing_of,
-)
+from flairhub.zones.xarray_facts import Dims, Packing
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -205,7 +189,7 @@ class ArrayRaster(Raster):
         for number, member in enumerate(self.members):
             values = member.take(slice(None), slice(None))[steps]
             arrays.append(da.from_array(values, chunks=chunks, name=f"raster-{self._stamp}-{number}"))
-        return _one_chunk_deep(arrays, self.dates is not None)
+        return one_chunk_deep(arrays, self.dates is not None)
 
     def detached(self) -> ArrayRaster:
         """Return its description, which takes its pixels from chunks."""
@@ -237,7 +221,7 @@ def is_in_memory(variable: xr.Variable) -> bool:
     return bool(variable._in_memory)
 
 
-def _one_chunk_deep(arrays: Sequence[da.Array], is_series: bool) -> da.Array:
+def one_chunk_deep(arrays: Sequence[da.Array], is_series: bool) -> da.Array:
     """Put (time, band, y, x) arrays together along bands, each spatial chunk whole."""
     import dask.array as da
 
@@ -245,159 +229,3 @@ def _one_chunk_deep(arrays: Sequence[da.Array], is_series: bool) -> da.Array:
     if array.numblocks[:2] != (1, 1):
         array = array.rechunk({0: -1, 1: -1})
     return array if is_series else array[0]
-
-
-def open_array(
-    source: xr.DataArray | xr.Dataset,
-    name: str,
-    key: str,
-    dates: NDArray[np.datetime64] | None = None,
-) -> ArrayRaster:
-    """Take an xarray object as a raster: its metadata are read, no pixel.
-
-    Args:
-        source: (time,) band, y, x in any order, or a Dataset with a variable per band.
-        name: Modality or quality-mask name.
-        key: What names it in messages.
-        dates: (time,) datetime64[D] instead of its time coordinate.
-
-    Raises:
-        ZoneError: What it says about itself is missing or does not fit.
-    """
-    row = MODALITIES[name]
-    selected = _members(source, row, key)
-    first, dims, _ = selected[0]
-    where = _named(first, key)
-    grids = [
-        grid_of(array, own, crs_of(array, source.attrs, _named(array, key)), _named(array, key))
-        for array, own, _ in selected
-    ]
-    for (array, _, _), grid in zip(selected, grids, strict=True):
-        if grid != grids[0]:
-            raise ZoneError(
-                f"{key}: {array.name} lies on another grid than {first.name}: {grid.geobox.width} x "
-                f"{grid.geobox.height} px of {grid.geobox.x_res:g} instead of {grids[0].geobox.width} x "
-                f"{grids[0].geobox.height} px of {grids[0].geobox.x_res:g}. Put its bands on one grid."
-            )
-    kinds = {array.dtype.kind for array, _, _ in selected}
-    if not kinds <= set("iuf"):
-        raise ZoneError(f"{where}: has dtype {first.dtype}, expected real numbers.")
-    members = tuple(
-        Member(array.variable, own, tuple(position for _, position in bands)) for array, own, bands in selected
-    )
-    packing = tuple(packing for array, _, bands in selected for packing in [packing_of(array)] * len(bands))
-    nodata = tuple(value for array, _, bands in selected for value in [nodata_of_array(array)] * len(bands))
-    raster = ArrayRaster(
-        name=name,
-        geobox=grids[0].geobox,
-        bands=tuple(band for _, _, bands in selected for band, _ in bands),
-        dates=_dates(first, dims, row, dates, where),
-        dtype=_dtype([array.dtype for array, _, _ in selected], packing),
-        nodata=_nodata(nodata, packing),
-        source=where,
-        members=members,
-        flips=(grids[0].south_up, grids[0].mirrored),
-        packing=packing,
-        stamp=None if all(is_in_memory(member.variable) for member in members) else _stamp_of(selected),
-    )
-    return _dask_backed(raster, grids[0]) if any(member.variable.chunks is not None for member in members) else raster
-
-
-def _dask_backed(raster: ArrayRaster, grid: Grid) -> ArrayRaster:
-    array = _one_chunk_deep([member.chunked() for member in raster.members], raster.dates is not None)
-    if any(np.isnan(length) for lengths in array.chunks for length in lengths):
-        raise ZoneError(f"{raster.source}: dask does not know the sizes of its chunks. Call compute_chunk_sizes.")
-    if grid.south_up or grid.mirrored:
-        array = array[..., :: -1 if grid.south_up else 1, :: -1 if grid.mirrored else 1]
-    return replace(raster, members=(), flips=(False, False), array=array, stamp=array.name)
-
-
-_Selected = list[tuple[Any, Dims, list[tuple[str, int]]]]
-"""Arrays with their dimensions, and the bands taken from each with their positions."""
-
-
-def _members(source: Any, row: Modality, key: str) -> _Selected:
-    import xarray as xr
-
-    if isinstance(source, xr.DataArray):
-        return [_whole(source, row, _named(source, key))]
-    if not isinstance(source, xr.Dataset):
-        raise ZoneError(f"{key}: got {type(source).__name__}, expected a DataArray, a Dataset or a path.")
-    mappings = {source[name].encoding.get("grid_mapping", source[name].attrs.get("grid_mapping")) for name in source}
-    source = source.set_coords([name for name in {*mappings, "spatial_ref"} if name in source.data_vars])
-    arrays = {str(name): array for name, array in source.data_vars.items() if array.ndim >= 2}
-    stacked = [array for array in arrays.values() if array.ndim >= 3 and not _is_band(array, row)]
-    if len(arrays) == 1 and (stacked or len(row.bands) == 1):
-        return [_whole(next(iter(arrays.values())), row, key)]
-    if not arrays:
-        raise ZoneError(f"{key}: the Dataset has no variable with y and x.")
-    labels = list(arrays)
-    selected = []
-    for band, position in bands_by_label(labels, row, key):
-        array = arrays[labels[position]]
-        dims = dims_of(array, row, _named(array, key))
-        if "band" in dims:
-            raise ZoneError(f"{_named(array, key)}: a variable per band, or one with a dimension band; not both.")
-        selected.append((array, dims, [(band, 0)]))
-    if len({array.sizes.get(dims.get("time"), 1) for array, dims, _ in selected}) > 1:
-        raise ZoneError(f"{key}: its bands differ in their number of dates.")
-    return selected
-
-
-def _is_band(array: xr.DataArray, row: Modality) -> bool:
-    return row.published_band(array.name) is not None
-
-
-def _whole(array: xr.DataArray, row: Modality, where: str) -> tuple[Any, Dims, list[tuple[str, int]]]:
-    dims = dims_of(array, row, where)
-    return array, dims, bands_of(array, dims, row, where)
-
-
-def _named(array: xr.DataArray, key: str) -> str:
-    path = array.encoding.get("source")
-    return f"{key} ({path})" if path else key
-
-
-def _dates(
-    array: xr.DataArray, dims: Dims, row: Modality, given: NDArray[np.datetime64] | None, where: str
-) -> NDArray[np.datetime64] | None:
-    if not row.is_series:
-        return None
-    n_images = array.sizes[dims["time"]] if "time" in dims else 1
-    dates = dates_of(array, dims, where) if given is None else given
-    if dates is None:
-        raise ZoneError(
-            f"{where}: has no time coordinate. {row.name} is a time series: its network needs the date of each image. "
-            f"Give the coordinate, or dates={{...}}."
-        )
-    if len(dates) != n_images:
-        raise ZoneError(f"{where}: has {n_images} images, but {len(dates)} dates. Every image needs its date.")
-    return dates
-
-
-def _dtype(dtypes: Sequence[np.dtype[Any]], packing: Sequence[Packing | None]) -> str:
-    dtype = np.result_type(*dtypes)
-    if any(packing) and dtype.kind != "f":
-        dtype = np.dtype("float32" if dtype.itemsize <= 2 else "float64")
-    return str(dtype.newbyteorder("=").name)
-
-
-def _nodata(values: Sequence[float | None], packing: Sequence[Packing | None]) -> Nodata:
-    # Where numbers were packed, what has no data is NaN.
-    kept = tuple(None if packed else value for value, packed in zip(values, packing, strict=True))
-    return kept[0] if len(set(kept)) == 1 else kept
-
-
-def _stamp_of(selected: _Selected) -> str:
-    """Tell lazily indexed pixels from others without reading them: their file, its time of change, what is selected."""
-    from dask.base import tokenize
-
-    facts = []
-    for array, _, bands in selected:
-        path = array.encoding.get("source")
-        if path is None or not os.path.exists(path):
-            return uuid4().hex
-        stat = os.stat(path)
-        corners = [array[name].values[[0, -1]].tolist() for name in array.dims if name in array.coords]
-        facts.append((str(path), stat.st_size, stat.st_mtime_ns, str(array.name), array.shape, str(corners), bands))
-    return str(tokenize(facts))

@@ -213,7 +213,7 @@ def test_zonal_defaults():
     result = plain(minimal_zonal())
     modalities = result.pop("modalities")
     assert result == ZONAL_DEFAULTS
-    block = {"input_img_path": "a.tif", "channels": None, "normalization": None}
+    block = {"input_img_path": "a.tif", "channels": None, "bands": None, "normalization": None}
     assert modalities == {
         "inputs": OFF | {"AERIAL_RGBI": True},
         **dict.fromkeys(INPUTS),
