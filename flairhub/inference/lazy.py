@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -13,17 +12,15 @@ import dask.array as da
 import numpy as np
 import rioxarray  # noqa: F401  (adds `.rio`)
 import xarray as xr
-from dask._task_spec import Task, TaskRef
-from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
 from flairhub.errors import UsageError
-from flairhub.inference.batches import source_regions
-from flairhub.inference.block import DTYPES, OUTPUTS, block_region, predict_block
+from flairhub.inference.block import DTYPES, OUTPUTS, predict_block
+from flairhub.inference.block_graph import block_array
 from flairhub.inference.forward import PLAIN, Output, Style
 from flairhub.inference.network import ModelRef, model_ref
 from flairhub.inference.plan import MapPlan, fitted, map_sizes, plan_map
-from flairhub.zones import Regions, Zone, attach, detach, is_edge, needed_chunks
+from flairhub.zones import Zone
 
 if TYPE_CHECKING:
     from flairhub.models import Model
@@ -81,7 +78,8 @@ def predict_zone(
     sizes = map_sizes(zone, window_px, margin_px, output_px_m, batch_size)
     plan = plan_map(zone, ref, sizes, block_px, style)
     wanted = tuple(dict.fromkeys(outputs))
-    packed = _blocks(plan, ref, wanted)
+    # One task per block makes all outputs together; what the arrays hold is picked from its result.
+    packed = block_array(plan, ref.preparations, partial(_packed, ref, wanted))
     dataset = xr.Dataset(coords=plan.geobox.coords())
     for task in ref.tasks:
         suffix = "" if len(ref.tasks) == 1 else f"_{task.label}"
@@ -93,57 +91,10 @@ def predict_zone(
     return dataset.rio.write_crs(zone.geobox.crs_wkt).rio.write_transform(plan.geobox.affine())
 
 
-def _blocks(plan: MapPlan, model: ModelRef, outputs: tuple[Output, ...]) -> da.Array:
-    """One task per block makes all outputs together; what the arrays hold is picked from its result."""
-    chunks = tuple(tuple(np.diff(edges).tolist()) for edges in (plan.row_edges, plan.col_edges))
-    name, meta = f"predict-{uuid4().hex}", np.empty((0, 0), dtype=object)
-    wanted = source_regions(plan.zone, model.preparations, (0, 0), (0, 0))
-    edges = [source for source in wanted if is_edge(plan.zone.raster(source))]
-    if not edges:
-        predict = partial(_predict_packed, plan, model, outputs)
-        return da.map_blocks(predict, chunks=chunks, dtype=object, meta=meta, name=name)
-    zone, arrays = detach(plan.zone, edges)
-    plan = replace(plan, zone=zone)
-    predict = partial(_predict_attached, plan, model, outputs, tuple(edges))
-    # References are shared: neighbouring blocks need the same chunks.
-    refer = lru_cache(maxsize=None)(lambda source, row, col: TaskRef(_chunk_key(arrays[source], row, col)))
-    tasks: dict[Any, Task] = {}
-    for block in plan.blocks():
-        regions = _edge_regions(plan, model, tuple(edges), block)
-        chunk_refs = [
-            refer(source, *number) for source in edges for number in needed_chunks(zone, source, regions[source])
-        ]
-        tasks[name, *block] = Task((name, *block), predict, block, *chunk_refs)
-    graph = HighLevelGraph.from_collections(name, tasks, dependencies=[*arrays.values()])  # type: ignore[list-item]
-    return da.Array(graph, name, chunks, dtype=object, meta=meta)
-
-
-def _chunk_key(array: da.Array, row: int, col: int) -> tuple[str | int, ...]:
-    return (array.name, *(0,) * (array.ndim - 2), row, col)
-
-
-def _edge_regions(plan: MapPlan, model: ModelRef, edges: tuple[str, ...], block: tuple[int, int]) -> Regions:
-    regions = source_regions(plan.zone, model.preparations, *block_region(plan, block))
-    return {source: regions[source] for source in edges}
-
-
-def _predict_packed(
-    plan: MapPlan, model: ModelRef, outputs: tuple[Output, ...], block_id: tuple[int, int] | None = None
+def _packed(
+    model: ModelRef, outputs: tuple[Output, ...], plan: MapPlan, block: tuple[int, int]
 ) -> dict[tuple[str, Output], NDArray[Any]]:
-    assert block_id is not None
-    return predict_block(plan, model, block_id, outputs)[0]
-
-
-def _predict_attached(
-    plan: MapPlan,
-    model: ModelRef,
-    outputs: tuple[Output, ...],
-    edges: tuple[str, ...],
-    block: tuple[int, int],
-    *chunks: NDArray[Any],
-) -> dict[tuple[str, Output], NDArray[Any]]:
-    zone = attach(plan.zone, _edge_regions(plan, model, edges, block), chunks)
-    return predict_block(replace(plan, zone=zone), model, block, outputs)[0]
+    return predict_block(plan, model, block, outputs)[0]
 
 
 def _picked(packed: da.Array, key: tuple[str, Output], n_classes: int, suffix: str) -> tuple[da.Array, tuple[str, ...]]:

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import rioxarray
 import xarray as xr
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import flairhub as fh
-from flairhub.errors import ZoneError
+from flairhub.errors import DataError, UsageError, ZoneError
 from flairhub.inference import predict_zone
 from flairhub.modalities import MODALITIES
 from flairhub.prepare import ImagePreparation
@@ -294,3 +295,181 @@ def test_ten_thousand_blocks_are_a_small_graph() -> None:
     maps = predict_zone(zone, model, window_px=250, margin_px=0, block_px=250)["class"]
     assert maps.data.npartitions == 103**2
     assert len(pickle.dumps(dict(maps.data.__dask_graph__()))) < 50e6
+
+
+def three_bands(made: MadeZone) -> NDArray[Any]:
+    """An infrared ortho: infrared, red, green of the aerial bands red, green, blue, infrared."""
+    return made.arrays["AERIAL_RGBI"][[3, 0, 1]]
+
+
+def test_a_bundle_takes_bands_by_name(made: MadeZone, tmp_path: Path) -> None:
+    """A three-band infrared ortho is enough for channels [4, 1, 2], as an array and as a file."""
+    bundle = make_bundle(tmp_path / "bundle", {"AERIAL_RGBI": IMAGES["AERIAL_RGBI"]})
+    full = arrays_of(made)["AERIAL_RGBI"]
+    expected = classes(fh.zone(AERIAL_RGBI=full), bundle)
+    ortho = full.isel(band=[3, 0, 1])
+    for labels in (["NIR", "R", "G"], ["nir08", "red", "green"]):
+        zone = fh.zone(AERIAL_RGBI=ortho.assign_coords(band=labels))
+        assert zone.rasters["AERIAL_RGBI"].bands == ("R", "G", "NIR")
+        np.testing.assert_array_equal(classes(zone, bundle), expected)
+    path = write_raster(tmp_path / "ortho.tif", three_bands(made), 0.2)
+    config = {
+        "output_path": str(tmp_path),
+        "output_name": "map",
+        "model_weights": str(bundle),
+        "img_pixels_detection": 32,
+        "margin": 4,
+        "modalities": {
+            "inputs": {"AERIAL_RGBI": True},
+            "AERIAL_RGBI": {"input_img_path": str(path), "bands": ["NIR", "red", "G"]},
+        },
+    }
+    yaml_path = tmp_path / "zonal.yaml"
+    yaml_path.write_text(yaml.safe_dump(config))
+    zone = fh.open_zone(yaml_path)
+    assert zone.rasters["AERIAL_RGBI"].bands == ("NIR", "R", "G")
+    np.testing.assert_array_equal(classes(zone, bundle), expected)
+    config["modalities"]["AERIAL_RGBI"]["bands"] = ["R", "G", "B"]
+    yaml_path.write_text(yaml.safe_dump(config))
+    with pytest.raises(ZoneError, match=r"the model takes NIR, R, G, but .*ortho.tif has R, G, B: NIR is missing"):
+        classes(fh.open_zone(yaml_path), bundle)
+    config["modalities"]["AERIAL_RGBI"]["bands"] = ["NIR", "R"]
+    yaml_path.write_text(yaml.safe_dump(config))
+    with pytest.raises(ZoneError, match=r"ortho.tif has 3 bands, but `bands` names 2 \(NIR, R\)"):
+        fh.open_zone(yaml_path)
+    del config["modalities"]["AERIAL_RGBI"]["bands"]
+    yaml_path.write_text(yaml.safe_dump(config))
+    with pytest.raises(ZoneError, match=r"channels \[4\] do not exist.*modalities.AERIAL_RGBI.bands: \[...\]"):
+        classes(fh.open_zone(yaml_path), bundle)
+
+
+def test_nodata_and_numbered_bands_of_an_opened_file(tmp_path: Path) -> None:
+    """What rioxarray gives, with its declared nodata, in another order of bands."""
+    made = make_zone(tmp_path, 64, 64, {"AERIAL_RGBI": 1})
+    values = made.arrays["AERIAL_RGBI"]
+    values[:, :, :20] = 0
+    write_raster(tmp_path / "AERIAL_RGBI.tif", values, 0.2, nodata=0)
+    model = fake_model({"AERIAL_RGBI": IMAGES["AERIAL_RGBI"]})
+    expected = classes(made.open(32, 4), model)
+    assert (expected[:, :20] == 255).all()
+    assert (expected[:, 20:] != 255).all()
+    images = rioxarray.open_rasterio(tmp_path / "AERIAL_RGBI.tif", chunks={"x": 16, "y": 16})
+    for array in (images, images.isel(band=[3, 0, 1, 2])):
+        np.testing.assert_array_equal(classes(fh.zone(AERIAL_RGBI=array), model), expected)
+    with pytest.raises(ZoneError, match=r"AERIAL_RGBI.*: bands \[4, 1\], expected the numbers 1..2 or the names R, G"):
+        fh.zone(AERIAL_RGBI=images.isel(band=[3, 0]))
+
+
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_scale_and_offset(tmp_path: Path, chunk: int | None) -> None:
+    """Attributes say that numbers are packed: they are unpacked; an encoding says that they have been."""
+    packed = np.arange(1, 145, dtype="int16").reshape(4, 6, 6)
+    packed[:, 0, 0] = -1
+    array = as_array(packed, "SPOT_RGBI", 1.6)
+    array = array.chunk(x=chunk, y=chunk) if chunk else array
+    array.attrs |= {"scale_factor": 0.5, "add_offset": 10.0, "_FillValue": -1}
+    pixels = fh.zone(SPOT_RGBI=array).rasters["SPOT_RGBI"].read((0, 6), (0, 6))
+    assert pixels.values.dtype == "float32"
+    np.testing.assert_array_equal(pixels.values[:, 1:], packed[:, 1:] * 0.5 + 10)
+    assert pixels.valid is not None
+    assert pixels.valid.sum() == 35
+    assert not pixels.valid[0, 0]
+    dataset = xr.decode_cf(array.rename("pixels").to_dataset(), decode_coords="all")
+    decoded = fh.zone(SPOT_RGBI=dataset["pixels"]).rasters["SPOT_RGBI"].read((0, 6), (0, 6))
+    np.testing.assert_array_equal(decoded.values, pixels.values)
+    np.testing.assert_array_equal(decoded.valid, pixels.valid)
+    # 10 is a value now, although the encoding still has -1 and the offset.
+    assert dataset["pixels"].encoding["_FillValue"] == -1
+
+
+def test_dates(made: MadeZone) -> None:
+    array = arrays_of(made)["SENTINEL2_TS"]
+    bare, other = array.drop_vars("time"), np.datetime64("2020-02-01") + np.arange(array.sizes["time"])
+    assert list(fh.zone(SENTINEL2_TS=array).dates["SENTINEL2_TS"]) == list(made.dates["SENTINEL2_TS"])
+    given = fh.zone(SENTINEL2_TS=array.rename(time="t"), dates={"SENTINEL2_TS": [str(day) for day in other]})
+    assert list(given.dates["SENTINEL2_TS"]) == list(other)
+    from_file = fh.zone(SENTINEL2_TS=bare, dates={"SENTINEL2_TS": made.folder / "SENTINEL2_TS.txt"})
+    assert list(from_file.dates["SENTINEL2_TS"]) == list(made.dates["SENTINEL2_TS"])
+    with pytest.raises(ZoneError, match=r"SENTINEL2_TS: has no time coordinate"):
+        fh.zone(SENTINEL2_TS=bare)
+    with pytest.raises(ZoneError, match=r"SENTINEL2_TS: has 5 images, but 2 dates"):
+        fh.zone(SENTINEL2_TS=array, dates={"SENTINEL2_TS": ["20210101", "20210105"]})
+    mask = arrays_of(made)["SENTINEL2_MSK-SC"]
+    with pytest.raises(ZoneError, match=r"quality\['SENTINEL2_TS'\]: has 4 dates, and SENTINEL2_TS 5"):
+        fh.zone(SENTINEL2_TS=array, quality={"SENTINEL2_TS": mask.isel(time=slice(4))})
+
+
+def test_the_crs_is_taken_where_it_stands() -> None:
+    array = as_array(np.ones((4, 8, 8), "uint8"), "AERIAL_RGBI", 0.2)
+    expected = fh.zone(AERIAL_RGBI=array).geobox
+    assert expected.bounds == (X_MIN, Y_MAX - 8 * 0.2, X_MIN + 8 * 0.2, Y_MAX)
+    bare = array.drop_vars("spatial_ref")
+    bare.attrs, bare.encoding = {}, {}
+    for declared in (
+        bare.assign_attrs({"proj:code": "EPSG:2154"}),
+        bare.assign_coords({"proj:epsg": 2154}),
+        bare.assign_attrs(crs="epsg:2154"),
+        bare.to_dataset(name="ortho").assign_attrs({"proj:code": "EPSG:2154"}),
+    ):
+        assert fh.zone(AERIAL_RGBI=declared).geobox == expected
+    flat = bare.drop_vars(["x", "y"]).assign_attrs({"spatial:transform": [0.2, 0, X_MIN, 0, -0.2, Y_MAX]})
+    assert fh.zone(AERIAL_RGBI=flat.assign_attrs({"proj:code": "EPSG:2154"})).geobox == expected
+    with pytest.raises(ZoneError, match=r"AERIAL_RGBI: has no CRS. Write it"):
+        fh.zone(AERIAL_RGBI=bare)
+
+
+def broken_arrays() -> dict[str, tuple[Any, str]]:
+    """What cannot be a source, by what is wrong, and the message."""
+    array = as_array(np.ones((4, 8, 8), "uint8"), "AERIAL_RGBI", 0.2)
+    uneven = array.x.values.copy()
+    uneven[3] += 0.1
+    dataset = array.to_dataset("band")
+    return {
+        "degrees": (array.rename(x="longitude", y="latitude"), r"longitude.*a geographic CRS has no metres.*reproject"),
+        "degrees by crs": (array.rio.write_crs(4326), r"is in EPSG:4326: a geographic CRS has no metres"),
+        "unknown dimension": (array.expand_dims(level=2), r"dimensions level, band, y, x, expected y and x.*'level'"),
+        "no y": (array.isel(y=0), r"has dimensions band, x, but no y"),
+        "two dates": (array.expand_dims(time=2), r"has 2 dates, but AERIAL_RGBI is an image"),
+        "uneven": (
+            array.assign_coords(x=uneven),
+            r"x is not evenly spaced: centres are up to 0.1 \(0.5 px\) off",
+        ),
+        "words": (array.assign_coords(x=list("abcdefgh")), r"x is <U1, expected finite numbers"),
+        "other names": (array.assign_coords(band=list("klmn")), r"bands k, l, m, n, expected some of R, G, B, NIR"),
+        "twice": (array.assign_coords(band=["R", "red", "B", "NIR"]), r"R and red both mean R. Keep one"),
+        "three without names": (array.drop_vars("band").isel(band=slice(3)), r"has 3 bands without names, expected 4"),
+        "no band": (array.isel(band=0, drop=True), r"has no dimension band, but AERIAL_RGBI has 4 bands"),
+        "complex": (array.astype("complex64"), r"has dtype complex64, expected real numbers"),
+        "a list": ([1, 2], r"got list, expected a DataArray, a Dataset or a path"),
+        "unknown variables": (dataset.rename(R="k", G="l", B="m", NIR="n"), r"bands k, l, m, n, expected some of"),
+    }
+
+
+@pytest.mark.parametrize("name", list(broken_arrays()))
+def test_refusals(name: str) -> None:
+    source, message = broken_arrays()[name]
+    with pytest.raises(ZoneError, match=message):
+        fh.zone(AERIAL_RGBI=source)
+
+
+def test_keywords_are_checked() -> None:
+    array = as_array(np.ones((4, 8, 8), "uint8"), "AERIAL_RGBI", 0.2)
+    with pytest.raises(UsageError, match=r"unknown modality 'AERIAL_RGB'. Did you mean AERIAL_RGBI"):
+        fh.zone(AERIAL_RGB=array)
+    with pytest.raises(UsageError, match=r"zone: got no source"):
+        fh.zone()
+    with pytest.raises(UsageError, match=r"align: got 'warp', expected strict or resample"):
+        fh.zone(AERIAL_RGBI=array, align="warp")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"quality: AERIAL_RGBI is no series among the sources"):
+        fh.zone(AERIAL_RGBI=array, quality={"AERIAL_RGBI": array})
+
+
+def test_a_source_that_fails_is_named(made: MadeZone) -> None:
+    def fail(block: NDArray[Any]) -> NDArray[Any]:
+        raise OSError("the server is gone")
+
+    array = arrays_of(made)["AERIAL_RGBI"]
+    lazy = array.copy(data=da.map_blocks(fail, da.from_array(array.values, chunks=8), meta=array.values[:0]))
+    raster = fh.zone(AERIAL_RGBI=lazy).rasters["AERIAL_RGBI"]
+    with pytest.raises(DataError, match=r"AERIAL_RGBI: cannot read rows 0-3, .* \(OSError: the server is gone"):
+        raster.read((0, 4), (0, 4))
