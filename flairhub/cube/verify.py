@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from flairhub.cube.reader import ArrayReader
 from flairhub.cube.spec import INGEST, JOURNAL
 from flairhub.cube.zone import ZoneCube
 from flairhub.errors import CubeError
+from flairhub.jobs import Journal
 from flairhub.progress import Progress, silent
 
 STAGE = "verify"
@@ -121,18 +121,17 @@ def _table_reads(cube: Cube, name: str) -> Any:
 
 def _files(store: Path, expected: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
     """Compare files with the journal, which must know all `expected` ones: (name, what is wrong or empty)."""
-    journal, noted = store / INGEST / JOURNAL, set()
+    noted = set()
     try:
-        lines = [line for line in journal.read_bytes().split(b"\n") if line]
+        records = Journal(store / INGEST / JOURNAL).lines()
     except OSError as error:
         yield f"{INGEST}/{JOURNAL}", f"cannot be read: {error.strerror}"
         return
-    for number, line in enumerate(lines, start=1):
-        checksum, _, text = line.partition(b" ")
-        if checksum.decode(errors="replace") != f"{google_crc32c.value(text):08x}":
+    for number, record in enumerate(records, start=1):
+        if record is None:
             yield f"{INGEST}/{JOURNAL}", f"line {number} is damaged"
             continue
-        for name, (length, crc) in json.loads(text)["files"].items():
+        for name, (length, crc) in record["files"].items():
             noted.add(name)
             yield name, _compare(store / name, length, crc)
     for name in expected:

@@ -30,10 +30,17 @@ class Journal:
     def read(self) -> list[dict[str, Any]]:
         """Return the records in the order of their writing; lines that were cut off or damaged count as not written."""
         try:
-            lines = self.path.read_bytes().split(b"\n")
+            return [record for record in self.lines() if record is not None]
         except FileNotFoundError:
             return []
-        return [record for line in lines if (record := _parse(line)) is not None]
+
+    def lines(self) -> list[dict[str, Any] | None]:
+        """Return what each line that is not empty holds, None where it is damaged.
+
+        Raises:
+            OSError: The file cannot be read.
+        """
+        return [_parse(line) for line in self.path.read_bytes().split(b"\n") if line]
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add a record, JSON-ready; on return it survives a kill and a power failure."""

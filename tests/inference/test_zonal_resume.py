@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import random
 import shutil
@@ -176,6 +178,22 @@ def test_second_writer_is_refused(tmp_path: Path) -> None:
         assert work.done
     with Work.open(tmp_path, "key", store, resume=True, discard_other=False) as again:
         assert set(again.done) == {(0, 0)}
+
+
+def test_a_file_system_without_locks(
+    tmp_path: Path, finished: tuple[Path, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    made, out = killed_run.open_made(finished[0]), tmp_path / "out"
+    with pytest.raises(LockError, match=r"map.unfinished.lock: the file system has no locks .* Pass --no-lock"):
+        killed_run.run(made, out)
+    assert list(out.iterdir()) == []
+    killed_run.run(made, out, lock=False)
+    assert files_of(out) == finished[1]
+    assert not list(out.glob(".*"))
 
 
 def test_block_that_changed_after_the_journal_is_an_error(tmp_path: Path) -> None:

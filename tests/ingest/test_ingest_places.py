@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import zipfile
@@ -80,6 +81,23 @@ def test_a_link_is_the_store_that_it_names(small_files: PatchFiles, tmp_path: Pa
         assert fh.open_cube(real).attributes["codec"] == codec
     assert link.is_symlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link.zarr", "real.zarr"]
+
+
+def test_a_file_system_without_locks(
+    small_files: PatchFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    cube = tmp_path / "c.zarr"
+    arguments = ["ingest", "--root", small_files.folder, "--cube", cube, "--workers", 0, *ONE]
+    code, shown = failure(capsys, *arguments)
+    assert (code, f"LockError: {cube}.lock: the file system has no locks (No locks available)" in shown) == (1, True)
+    assert list(tmp_path.iterdir()) == []
+    assert run_command(capsys, *arguments, "--no-lock")[0] == 0
+    assert fh.open_cube(cube).n_patches == 4
+    assert list(tmp_path.iterdir()) == [cube]
 
 
 def test_stopped_while_the_old_cube_is_removed(

@@ -59,6 +59,11 @@ def test_a_running_scheduler_gives_the_same_bytes(
     assert_equals_files(fh.open_cube(tmp_path / "c.zarr"), files, NAMES)
 
 
+def test_threads_give_the_same_bytes(files: PatchFiles, whole: Path, tmp_path: Path) -> None:
+    ingest(files, tmp_path / "c.zarr", workers=2, scheduler="threads")
+    assert same_tree(tmp_path / "c.zarr", whole)
+
+
 def test_encoding_beside_reading_gives_the_same_bytes(
     files: PatchFiles, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,7 @@ def test_damaged_lines_and_other_things_are_left_out(tmp_path: Path) -> None:
     lines += [b"nothing", f"{google_crc32c.value(number):08x} ".encode() + number]
     journal.path.write_bytes(b"\n".join(lines))
     assert journal.read() == [RECORDS[0], RECORDS[2]]
+    assert journal.lines() == [RECORDS[0], None, RECORDS[2], None, None]
 
 
 def test_rewriting_the_same_does_not_touch_the_file(tmp_path: Path) -> None:
