@@ -14,27 +14,40 @@ from flairhub.version import __version__
 _PUBLIC = {
     "open_cube": "flairhub.cube",
     "open_roi": "flairhub.cube",
+    "loader": "flairhub.training",
+    "patches": "flairhub.training",
+    "open_zone": "flairhub.inference",
+    "load_model": "flairhub.models",
+    "load_config": "flairhub.config",
+    "predict_zone": "flairhub.inference",
+    "write_zone": "flairhub.inference",
+    "check": "flairhub.inference.check",
     "ingest": "flairhub.ingest",
     "ingest_zone": "flairhub.ingest",
     "train": "flairhub.training",
-    "load_model": "flairhub.models",
+    "evaluate": "flairhub.training",
     "zone": "flairhub.zones.sources",
-    "open_zone": "flairhub.inference",
-    "predict_zone": "flairhub.inference",
 }
+"""Room of each public name."""
 
 __all__ = ["__version__", *_PUBLIC]
 
 register()
 
 if TYPE_CHECKING:
+    from flairhub.config import load_config as load_config
     from flairhub.cube import open_cube as open_cube
     from flairhub.cube import open_roi as open_roi
     from flairhub.inference import open_zone as open_zone
     from flairhub.inference import predict_zone as predict_zone
+    from flairhub.inference import write_zone as write_zone
+    from flairhub.inference.check import check as check
     from flairhub.ingest import ingest as ingest
     from flairhub.ingest import ingest_zone as ingest_zone
     from flairhub.models import load_model as load_model
+    from flairhub.training import evaluate as evaluate
+    from flairhub.training import loader as loader
+    from flairhub.training import patches as patches
     from flairhub.training import train as train
     from flairhub.zones.sources import zone as zone
 

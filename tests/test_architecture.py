@@ -14,6 +14,7 @@ FLOORS = {
     "accessors": 0,
     "errors": 0,
     "progress": 0,
+    "shown": 0,
     "validity": 0,
     "version": 0,
     "jobs": 0,
@@ -39,7 +40,7 @@ FLOORS = {
     "cli": 10,
     "__main__": 11,
 }
-GROUND = {"errors", "progress", "version"}
+GROUND = {"errors", "progress", "shown", "version"}
 """What every room may import, those on floor 0 too."""
 TORCH_FREE = {room for room, floor in FLOORS.items() if floor < FLOORS["data"]} | {"ingest"}
 

@@ -34,12 +34,12 @@ def command(
     """
     from flairhub.cli.console import console
     from flairhub.config import load_zonal_config
-    from flairhub.inference.check import check_zonal
+    from flairhub.inference.check import check
 
     paths = (*files, *config_paths)
     if not paths:
         raise click.UsageError("Give a zonal YAML, or several of which later ones override earlier ones.")
-    report = check_zonal(load_zonal_config(paths, overrides))
+    report = check(load_zonal_config(paths, overrides))
     _show(report, show_dates)
     if not report.ok:
         sys.exit(1)

@@ -10,6 +10,7 @@ from flairhub.config.derive import (
     resolved_yaml,
 )
 from flairhub.config.load import (
+    Paths,
     load_config,
     load_train_config,
     load_zonal_config,
@@ -23,6 +24,7 @@ __all__ = [
     "WEIGHTS_KINDS",
     "WEIGHTS_SUFFIXES",
     "Hyperparams",
+    "Paths",
     "PreProcessings",
     "Saving",
     "SeriesOptions",

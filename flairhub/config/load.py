@@ -41,27 +41,34 @@ _SKELETONS: dict[type[BaseModel], dict[str, Any]] = {
 """The required keys with harmless values, see `_without`."""
 
 
-def load_train_config(path: Paths, overrides: Sequence[str] = ()) -> TrainConfig:
+def load_train_config(path: Paths | TrainConfig, overrides: Sequence[str] = ()) -> TrainConfig:
     """Load a training configuration.
 
     Args:
         path: Folder whose YAML files together hold the sections, or one YAML file with all of them; or several of
             both, of which later ones override earlier ones key by key: mappings are merged, lists and scalars replaced.
+            A loaded configuration is returned as it is.
         overrides: `key.path=value` texts, which override all files; the value is read as YAML.
 
     Raises:
         ConfigError: Anything wrong, all problems at once; no path named in the configuration is opened.
     """
+    if isinstance(path, TrainConfig):
+        return _loaded(path, overrides)
     return _build(TrainConfig, check_train, *_read(path), overrides)
 
 
-def load_zonal_config(path: Paths, overrides: Sequence[str] = ()) -> ZonalConfig:
+def load_zonal_config(path: Paths | ZonalConfig, overrides: Sequence[str] = ()) -> ZonalConfig:
     """Load a zonal configuration; arguments and errors as for `load_train_config`."""
+    if isinstance(path, ZonalConfig):
+        return _loaded(path, overrides)
     return _build(ZonalConfig, check_zonal, *_read(path), overrides)
 
 
-def load_config(path: Paths, overrides: Sequence[str] = ()) -> TrainConfig | ZonalConfig:
+def load_config(path: Paths | TrainConfig | ZonalConfig, overrides: Sequence[str] = ()) -> TrainConfig | ZonalConfig:
     """Load a configuration of either kind, decided by its top-level keys; else as `load_train_config`."""
+    if isinstance(path, (TrainConfig, ZonalConfig)):
+        return _loaded(path, overrides)
     document, source = _read(path)
     if _is_zonal(document.data):
         return _build(ZonalConfig, check_zonal, document, source, overrides)
@@ -76,6 +83,12 @@ def train_config_from_dict(values: Mapping[str, Any], overrides: Sequence[str] =
 def zonal_config_from_dict(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> ZonalConfig:
     """Check a zonal configuration given as nested dictionaries with the published keys; they are not changed."""
     return _build(ZonalConfig, check_zonal, Document(dict(values)), "zonal configuration", overrides)
+
+
+def _loaded(config: Config, overrides: Sequence[str]) -> Config:
+    if overrides:
+        raise ConfigError("--set", [f"{overrides[0]}: overrides apply to files, got a loaded configuration."])
+    return config
 
 
 def _is_zonal(data: Mapping[str, Any]) -> bool:

@@ -40,6 +40,7 @@ from flairhub.config.base import (
     expected,
 )
 from flairhub.modalities import INPUTS, MODALITIES, Kind
+from flairhub.shown import facts_html
 
 Beta = Annotated[float, Strict(), Field(ge=0, lt=1)]
 OptimizerName = Literal["adamw", "adam", "sgd"]
@@ -349,3 +350,23 @@ class TrainConfig(Section):
     labels_configs: Annotated[
         dict[LabelName, LabelConfig], BeforeValidator(_empty_label_is_default), AfterValidator(FrozenDict)
     ]
+
+    def __repr__(self) -> str:
+        facts = self._facts()
+        return f"<TrainConfig {facts['model']}: {facts['inputs']} -> {facts['labels']}, {facts['epochs']} epochs>"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        return facts_html("TrainConfig", self._facts())
+
+    def _facts(self) -> dict[str, Any]:
+        hyperparams, active = self.hyperparams, self.modalities.active
+        return {
+            "model": self.paths.out_model_name,
+            "inputs": ", ".join(active),
+            "labels": ", ".join(self.labels),
+            "epochs": hyperparams.num_epochs,
+            "batch size": hyperparams.batch_size,
+            "learning rate": hyperparams.learning_rate,
+        }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flairhub.cube.cube import Cube, open_cube
 from flairhub.cube.reader import ArrayReader
@@ -14,8 +15,14 @@ if TYPE_CHECKING:
 __all__ = ["ArrayReader", "AverageInfo", "Cube", "PatchTable", "SeriesInfo", "open_cube", "open_roi"]
 
 
-def open_roi(cube: Any, roi: str) -> xr.DataTree:
-    """Return one ROI as lazy mosaics; see `flairhub.cube.roi.open_roi`."""
-    from flairhub.cube.roi import open_roi as open_roi_of_cube
+def open_roi(cube: Cube | str | Path, roi: str) -> xr.DataTree:
+    """Return one ROI as lazy mosaics over the cube's chunks.
 
-    return open_roi_of_cube(cube, roi)
+    Args:
+        cube: An open cube, its path or URL.
+        roi: Name of the ROI, see `flairhub.cube.roi.open_roi`, which says what is returned.
+
+    Raises:
+        CubeError: No cube, unknown or ambiguous ROI, or patches that do not lie on one lattice.
+    """
+    return open_cube(cube).roi(roi)

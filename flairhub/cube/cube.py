@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,18 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flairhub.cube.reader import ArrayReader, Backend
-from flairhub.cube.spec import FORMAT_VERSION, HAS_MASK, NO_DAY, NODATA, PATCHES, ROOT_KEY, VALID, fill_value
+from flairhub.cube.spec import FORMAT_VERSION, HAS_MASK, NO_DAY, NODATA, PATCHES, ROOT_KEY, VALID
 from flairhub.cube.table import NUMBER_COLUMNS, TEXT_COLUMNS, AverageInfo, PatchTable, SeriesInfo, Validity
 from flairhub.cube.zone_spec import ZONE_KEY
 from flairhub.errors import CubeError, UsageError
 from flairhub.modalities import MODALITIES, modality
+from flairhub.shown import facts_html
 from flairhub.timeseries import NO_DATE, CloudFilter
 
 if TYPE_CHECKING:
     import xarray as xr
-
-BLOCK_PATCHES = 16
-"""Most patches per dask block of `Cube.to_xarray`."""
 
 _ROOT_KEYS = ("plan", "n_patches", "modalities", "crs_wkt", "footprint_m")
 
@@ -55,6 +53,10 @@ class Cube:
 
     def __repr__(self) -> str:
         return f"<Cube {self.path}: {self.n_patches} patches, {', '.join(self.modalities)}>"
+
+    def _repr_html_(self) -> str:
+        facts = {"path": self.path, "modalities": ", ".join(self.modalities), **self.patches.facts()}
+        return facts_html("Cube", facts)
 
     @cached_property
     def patches(self) -> PatchTable:
@@ -209,27 +211,27 @@ class Cube:
             `data` with the stored dimensions and dtype, in dask blocks of whole patches; `present` (patch), which is
             False where `data` holds the fill value because the patch is recorded as missing; `valid` (patch, y, x) or
             (patch, time, y, x), where images and series hold data, when some pixel does not; for series `n_dates`
-            (patch) and `date` (patch, time). Coordinates on `patch`: patch_id, domain, roi, row, col, x_min, y_max,
-            split.
+            (patch) and `date` (patch, time). `patch` is an index of ids, with the coordinates domain, roi, row, col,
+            x_min, y_max (upper left corner in the CRS of `spatial_ref`) and split.
         """
-        import xarray as xr
+        from flairhub.cube.views import patches_dataset
 
-        reader = self.array(name)
-        table = self.patches
-        columns = ("patch_id", "domain", "roi", "row", "col", "x_min", "y_max", "split")
-        coordinates: dict[str, Any] = {column: ("patch", getattr(table, column)) for column in columns}
-        coordinates[reader.dims[-3]] = list(modality(name).bands)
-        data = _lazy_patches(self, name, _read_block, reader.shape[1:], reader.dtype)
-        variables: dict[str, Any] = {"data": (reader.dims, data), "present": ("patch", self.present(name))}
-        if any(entry["invalid"] for entry in self.info(name).get("statistics", [])):
-            pixels = (*reader.shape[1:-3], *reader.shape[-2:])
-            valid = _lazy_patches(self, name, _read_valid_block, pixels, np.dtype(bool))
-            variables[VALID] = ((*reader.dims[:-3], *reader.dims[-2:]), valid)
-        if modality(name).is_series:
-            series = self.series(name)
-            variables["n_dates"] = ("patch", series.n_dates)
-            variables["date"] = (("patch", "time"), series.dates.astype("datetime64[ns]"))
-        return xr.Dataset(variables, coordinates, attrs=dict(self.info(name)))
+        return patches_dataset(self, name)
+
+    def __getitem__(self, name: str) -> xr.Dataset:
+        """Return all patches of a modality: `cube["SENTINEL2_TS"].sel(patch=ID, band="B08")`; see `to_xarray`."""
+        return self.to_xarray(name)
+
+    @property
+    def rois(self) -> list[str]:
+        """Names of the regions of interest, as `roi` takes them: with their domain where several domains have one."""
+        return self.patches.rois
+
+    def roi(self, name: str) -> xr.DataTree:
+        """Return a region of interest as lazy mosaics, one node per modality; see `flairhub.open_roi`."""
+        from flairhub.cube.roi import open_roi
+
+        return open_roi(self, name)
 
     def _reader(self, path: str, name: str, present: NDArray[np.bool_] | None = None) -> ArrayReader:
         if path not in self._readers:
@@ -272,11 +274,11 @@ class Cube:
         return self._group[name]
 
 
-def open_cube(path: str | Path, backend: Backend = "auto") -> Cube:
+def open_cube(path: str | Path | Cube, backend: Backend = "auto") -> Cube:
     """Open a finished cube for reading.
 
     Args:
-        path: Folder of the store, or a URL that zarr-python can open.
+        path: Folder of the store, or a URL that zarr-python can open; an open cube is returned as it is.
         backend: `direct` (mapped shards, local stores), `zarr` (zarr-python), `auto` = direct where possible.
 
     Raises:
@@ -284,6 +286,8 @@ def open_cube(path: str | Path, backend: Backend = "auto") -> Cube:
     """
     import zarr
 
+    if isinstance(path, Cube):
+        return path
     if is_local(path) and not (Path(path) / "zarr.json").is_file():
         there = "is no cube (no zarr.json)" if Path(path).exists() else "does not exist"
         raise CubeError(f"{path}: {there}. Make a cube with `flairhub ingest --cube {path}`.")
@@ -329,44 +333,3 @@ def _days(stored: NDArray[np.int32]) -> NDArray[np.datetime64]:
     days = stored.astype(np.int64).astype("datetime64[D]")
     days[stored == NO_DAY] = NO_DATE
     return days
-
-
-def _lazy_patches(
-    cube: Cube, name: str, read: Callable[..., NDArray[Any]], sample: tuple[int, ...], dtype: np.dtype[Any]
-) -> Any:
-    """Something of all patches of a modality, (patch, *sample), as a dask array in blocks of whole patches."""
-    import dask.array as da
-
-    step = min(BLOCK_PATCHES, cube.array(name).shard_patches)
-    sizes = tuple(min(step, cube.n_patches - start) for start in range(0, cube.n_patches, step))
-    return da.map_blocks(
-        read,
-        da.arange(cube.n_patches, chunks=(sizes,)),
-        cube,
-        name,
-        dtype=dtype,
-        chunks=(sizes, *((size,) for size in sample)),
-        new_axis=list(range(1, len(sample) + 1)),
-        meta=np.empty((0,) * (len(sample) + 1), dtype=dtype),
-    )
-
-
-def _read_block(positions: NDArray[np.int64], cube: Cube, name: str) -> NDArray[Any]:
-    """Read patches; those recorded as missing hold the fill value."""
-    reader = cube.array(name)
-    out = np.full((len(positions), *reader.shape[1:]), fill_value(modality(name)), dtype=reader.dtype)
-    present = cube.present(name)[positions]
-    for row in np.flatnonzero(present):
-        reader.read_into(positions[row : row + 1], out[row : row + 1])
-    return out
-
-
-def _read_valid_block(positions: NDArray[np.int64], cube: Cube, name: str) -> NDArray[np.bool_]:
-    """Where patches hold data: nowhere in missing ones, nor beyond a patch's dates."""
-    shape = cube.array(name).shape
-    out = np.zeros((len(positions), *shape[1:-3], *shape[-2:]), dtype=bool)
-    for row in np.flatnonzero(cube.present(name)[positions]):
-        valid = cube.read_valid(name, positions[row : row + 1])
-        length = cube.series(name).n_dates[positions[row]] if modality(name).is_series else None
-        out[row, :length] = True if valid is None else valid[0, :length]
-    return out

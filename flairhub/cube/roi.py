@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flairhub.cube.cube import Cube, open_cube
 from flairhub.cube.spec import fill_value
-from flairhub.cube.table import Validity
+from flairhub.cube.table import OpenCube, Validity
 from flairhub.errors import CubeError
 from flairhub.geo import ALIGNMENT_TOLERANCE_PX, GeoBox
 from flairhub.modalities import modality
@@ -49,7 +47,7 @@ class RoiLayer:
         slots: Places on that axis of the images of each patch.
     """
 
-    cube: Cube
+    cube: OpenCube
     name: str
     roi: str
     geobox: GeoBox
@@ -149,11 +147,11 @@ class RoiLayer:
         return parts
 
 
-def open_roi(cube: Cube | str | Path, roi: str) -> xr.DataTree:
+def open_roi(cube: OpenCube, roi: str) -> xr.DataTree:
     """Return one ROI as lazy mosaics over the cube's chunks.
 
     Args:
-        cube: An open cube or its path.
+        cube: An open cube.
         roi: Name of the ROI, as `AF-S1-27`, or `D012-2019_AF-S1-27` when several domains have it.
 
     Returns:
@@ -168,16 +166,15 @@ def open_roi(cube: Cube | str | Path, roi: str) -> xr.DataTree:
     """
     import xarray as xr
 
-    opened = cube if isinstance(cube, Cube) else open_cube(cube)
-    layers = roi_layers(opened, roi)
-    table = opened.patches
-    first = roi_positions(opened, roi)[0]
+    layers = roi_layers(cube, roi)
+    table = cube.patches
+    first = roi_positions(cube, roi)[0]
     nodes: dict[str, Any] = {name: _mosaic(layer) for name, layer in layers.items()}
     nodes["/"] = xr.Dataset(attrs={"roi": str(table.roi[first]), "domain": str(table.domain[first])})
     return xr.DataTree.from_dict(nodes)
 
 
-def roi_layers(cube: Cube, roi: str, names: Sequence[str] | None = None) -> dict[str, RoiLayer]:
+def roi_layers(cube: OpenCube, roi: str, names: Sequence[str] | None = None) -> dict[str, RoiLayer]:
     """Lay the patches of an ROI side by side, modality by modality.
 
     Args:
@@ -192,7 +189,7 @@ def roi_layers(cube: Cube, roi: str, names: Sequence[str] | None = None) -> dict
     return {name: _layer(cube, roi, name, lattice) for name in names or cube.modalities}
 
 
-def roi_positions(cube: Cube, roi: str) -> NDArray[np.int64]:
+def roi_positions(cube: OpenCube, roi: str) -> NDArray[np.int64]:
     """Return the places in the cube of the patches of an ROI, named as for `open_roi`."""
     table = cube.patches
     full = np.char.add(np.char.add(table.domain, "_"), table.roi)
@@ -208,7 +205,7 @@ def roi_positions(cube: Cube, roi: str) -> NDArray[np.int64]:
     return positions
 
 
-def _lattice(cube: Cube, roi: str, positions: NDArray[np.int64]) -> Lattice:
+def _lattice(cube: OpenCube, roi: str, positions: NDArray[np.int64]) -> Lattice:
     """Lay the patches of an ROI on their lattice."""
     table = cube.patches
     width, height = table.footprint_m
@@ -232,7 +229,7 @@ def _lattice(cube: Cube, roi: str, positions: NDArray[np.int64]) -> Lattice:
     return Lattice(cells, x_min, y_max, (width, height))
 
 
-def _layer(cube: Cube, roi: str, name: str, lattice: Lattice) -> RoiLayer:
+def _layer(cube: OpenCube, roi: str, name: str, lattice: Lattice) -> RoiLayer:
     stored = cube.present(name)
     cells = np.where((lattice.position >= 0) & stored[lattice.position], lattice.position, -1)
     height, width = cube.array(name).shape[-2:]
@@ -244,7 +241,7 @@ def _layer(cube: Cube, roi: str, name: str, lattice: Lattice) -> RoiLayer:
 
 
 def _time_axis(
-    cube: Cube, name: str, positions: NDArray[np.int64]
+    cube: OpenCube, name: str, positions: NDArray[np.int64]
 ) -> tuple[dict[int, NDArray[np.int64]], NDArray[np.datetime64]]:
     """Return each patch's place of its images on the common time axis, and the axis (time,) datetime64[D]."""
     series = cube.series(name)

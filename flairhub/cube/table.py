@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flairhub.cube.reader import ArrayReader
+from flairhub.shown import facts_html, listed
 from flairhub.timeseries import CloudFilter
 from flairhub.validity import valid_pixels
+
+if TYPE_CHECKING:
+    from geopandas import GeoDataFrame
 
 SPLITS = ("train", "valid", "test")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PatchTable:
     """One entry per patch, in storage order (domain, ROI, row, column).
 
@@ -46,6 +51,48 @@ class PatchTable:
 
     def __len__(self) -> int:
         return len(self.patch_id)
+
+    def __repr__(self) -> str:
+        facts = self.facts()
+        return f"<PatchTable {facts['patches']} patches ({facts['splits']}), ROIs: {facts['ROIs']}>"
+
+    def _repr_html_(self) -> str:
+        return facts_html("Patches", self.facts())
+
+    def facts(self) -> dict[str, Any]:
+        """What is worth showing of the table."""
+        splits = {split: int((self.split == split).sum()) for split in SPLITS}
+        return {
+            "patches": len(self),
+            "splits": ", ".join(f"{split} {count}" for split, count in splits.items() if count) or "none",
+            "domains": listed(sorted(set(self.domain.tolist()))),
+            "ROIs": listed(self.rois),
+        }
+
+    @property
+    def rois(self) -> list[str]:
+        """Names of the regions of interest that have a place, sorted; with their domain where a name is not unique."""
+        placed = ~np.isnan(self.x_min)
+        pairs = sorted(set(zip(self.domain[placed].tolist(), self.roi[placed].tolist(), strict=True)))
+        names = [roi for _, roi in pairs]
+        return sorted(roi if names.count(roi) == 1 else f"{domain}_{roi}" for domain, roi in pairs)
+
+    def to_frame(self) -> GeoDataFrame:
+        """Return the table with the footprints of the patches as a GeoDataFrame, by patch id.
+
+        Returns:
+            Columns domain, roi, row, col, split and geometry, in the CRS of the cube; a patch of which nothing is
+            stored has no geometry.
+        """
+        import geopandas
+        import shapely
+
+        width, height = self.footprint_m
+        boxes = shapely.box(self.x_min, self.y_max - height, self.x_min + width, self.y_max)
+        boxes[np.isnan(self.x_min)] = None
+        columns = {name: getattr(self, name) for name in ("domain", "roi", "row", "col", "split")}
+        frame = geopandas.GeoDataFrame(columns, geometry=boxes, crs=self.crs_wkt or None)
+        return frame.set_index(geopandas.pd.Index(self.patch_id, name="patch"))
 
     def in_split(self, split: str) -> NDArray[np.int64]:
         """Return the positions of a split's patches, in storage order."""
@@ -124,3 +171,40 @@ class Validity:
                     result = np.ones((len(values), *valid.shape), dtype=bool)
                 result[row] = valid
         return result
+
+
+class OpenCube(Protocol):
+    """What the views of a cube need of it; `flairhub.cube.Cube` is one."""
+
+    @property
+    def path(self) -> str | Path:
+        """Where the store is."""
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of what it holds."""
+
+    @property
+    def patches(self) -> PatchTable:
+        """The patch table."""
+
+    def info(self, name: str) -> Mapping[str, Any]:
+        """Attributes of a modality."""
+
+    def present(self, name: str) -> NDArray[np.bool_]:
+        """(patch,) which patches have a modality."""
+
+    def array(self, name: str) -> ArrayReader:
+        """Reader of a modality."""
+
+    def read(self, name: str, indices: Sequence[int] | NDArray[Any]) -> NDArray[Any]:
+        """Patches of a modality."""
+
+    def validity(self, name: str) -> Validity:
+        """What says where patches hold data."""
+
+    def read_valid(self, name: str, indices: Sequence[int] | NDArray[Any]) -> NDArray[np.bool_] | None:
+        """Where patches hold data; None = everywhere."""
+
+    def series(self, name: str) -> SeriesInfo:
+        """Dates of a series."""

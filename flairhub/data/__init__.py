@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from flairhub.data.augment import Photometric, apply_dihedral, dihedral_codes, undo_dihedral
 from flairhub.data.batch import Batch, PreparedBatch
+from flairhub.data.datasets import BatchDataset, PatchDataset
 from flairhub.data.loader import BatchLoader
-from flairhub.data.prepare import Preparation, prepare_batch
+from flairhub.data.prepare import Preparation, prepare_batch, prepare_for_training
 from flairhub.data.sampler import Sampler
 from flairhub.data.workers import Transform
 
 __all__ = [
     "Batch",
+    "BatchDataset",
     "BatchLoader",
+    "PatchDataset",
     "Photometric",
     "Preparation",
     "PreparedBatch",
@@ -20,5 +23,6 @@ __all__ = [
     "apply_dihedral",
     "dihedral_codes",
     "prepare_batch",
+    "prepare_for_training",
     "undo_dihedral",
 ]

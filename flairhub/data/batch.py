@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -41,19 +41,7 @@ class Batch:
 
     def to(self, device: object, non_blocking: bool = True) -> Self:
         """Return the same batch on another device."""
-
-        def moved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()}  # type: ignore[call-overload]
-
-        return replace(
-            self,
-            inputs=moved(self.inputs),
-            dates=moved(self.dates),
-            masks=moved(self.masks),
-            targets=moved(self.targets),
-            present=moved(self.present),
-            valid=moved(self.valid),
-        )
+        return replace(self, **_moved(self, device, non_blocking))
 
 
 @dataclass(frozen=True)
@@ -81,3 +69,18 @@ class PreparedBatch:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def to(self, device: object, non_blocking: bool = True) -> Self:
+        """Return the same batch on another device; Lightning moves batches by it."""
+        return replace(self, **_moved(self, device, non_blocking))
+
+
+def _moved(batch: Batch | PreparedBatch, device: object, non_blocking: bool) -> dict[str, Any]:
+    groups = ("inputs", "dates", "masks", "targets", "present", "valid")
+    return {
+        group: {
+            name: tensor.to(device, non_blocking=non_blocking)  # type: ignore[call-overload]
+            for name, tensor in getattr(batch, group).items()
+        }
+        for group in groups
+    }

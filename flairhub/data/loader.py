@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.data import get_worker_info
 
 from flairhub.data.batch import Batch
 from flairhub.data.checks import warn_of_old_nodata
@@ -137,6 +138,9 @@ class BatchLoader:
             start = self._resume[1]
         self._resume, self._position = None, start
         batches = self._sampler.batches(epoch)[start:]
+        worker = get_worker_info()
+        if worker is not None:  # torch's DataLoader takes turns among its processes
+            batches = batches[worker.id :: worker.num_workers]
         read = partial(self._read, epoch=epoch)
         source: Iterator[Batch]
         if self._processes is not None:

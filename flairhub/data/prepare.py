@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from flairhub.data.augment import Photometric, apply_dihedral
+from flairhub.config import PreProcessings
+from flairhub.data.augment import Photometric, apply_dihedral, dihedral_codes
 from flairhub.data.batch import Batch, PreparedBatch
 from flairhub.data.copies import moved
 from flairhub.prepare import ImagePreparation, prepare_image
@@ -58,6 +59,33 @@ def prepare_batch(
             for group in (inputs, targets, valid)
         )
     return PreparedBatch(inputs, moved_batch.dates, moved_batch.masks, targets, batch.index, moved_batch.present, valid)
+
+
+def prepare_for_training(
+    batch: Batch,
+    preparations: Mapping[str, Preparation],
+    device: torch.device | str,
+    augmentation: PreProcessings,
+    seed: int,
+    epoch: int,
+) -> PreparedBatch:
+    """`prepare_batch` with the random changes that a configuration asks for, which follow from seed, epoch and patch.
+
+    Args:
+        batch: Values as the loader yields them. Not changed.
+        preparations: By modality.
+        device: Where the network is.
+        augmentation: Symmetries, brightness and contrast.
+        seed: Of the run.
+        epoch: 0-based.
+    """
+    codes, photometric = None, None
+    if augmentation.use_augmentation:
+        codes = dihedral_codes(batch.index.numpy(), seed, epoch)
+    brightness, contrast = augmentation.augmentation_brightness, augmentation.augmentation_contrast
+    if brightness or contrast:
+        photometric = Photometric(brightness, contrast, seed, epoch)
+    return prepare_batch(batch, preparations, device, codes, photometric)
 
 
 def _blanked(values: Tensor, valid: Tensor | None) -> Tensor:

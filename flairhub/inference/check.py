@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from flairhub.config import ZonalConfig
+from flairhub.config import Paths, ZonalConfig, load_zonal_config
 from flairhub.errors import ConfigError, FlairhubError
 from flairhub.inference.configured import extras_of, open_zone, style_of, zone_model
 from flairhub.inference.network import ModelRef
@@ -81,15 +81,16 @@ class CheckReport:
         self.findings.append(Finding("note", text))
 
 
-def check_zonal(config: ZonalConfig) -> CheckReport:
+def check(config: ZonalConfig | Paths) -> CheckReport:
     """Check a zonal configuration without running its model.
 
     Args:
-        config: The configuration.
+        config: The configuration, or its path or paths.
 
     Returns:
         Troubles, notes and facts; problems of rasters, weights and sizes are collected, not raised.
     """
+    config = load_zonal_config(config)
     report = CheckReport()
     zone = _collect(report, lambda: open_zone(config))
     if zone is None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from flairhub.config import (
     WEIGHTS_KINDS,
+    Paths,
     ZonalConfig,
     config_hash,
     input_preparations,
@@ -29,11 +29,11 @@ from flairhub.timeseries import check_channels
 from flairhub.zones import RasterRequest, Zone, build_zone, zone_of_cube
 
 
-def open_zone(config: ZonalConfig | str | Path, *, all_masks: bool = False) -> Zone:
+def open_zone(config: ZonalConfig | Zone | Paths, *, all_masks: bool = False) -> Zone:
     """Open the rasters of a zonal configuration: headers and date files are checked, no pixel is read.
 
     Args:
-        config: The configuration, or its YAML file.
+        config: The configuration, or its YAML file or files; an open zone is returned as it is.
         all_masks: Also open the quality masks of series whose clouds are not filtered, to ingest them.
 
     Raises:
@@ -41,7 +41,9 @@ def open_zone(config: ZonalConfig | str | Path, *, all_masks: bool = False) -> Z
         ZoneError: Rasters are missing or do not fit each other, their dates or their channels.
         CubeError: `cube` names no cube, or a damaged one.
     """
-    config = _loaded(config)
+    if isinstance(config, Zone):
+        return config
+    config = load_zonal_config(config)
     try:
         zone = _rasters_of(config, all_masks) if config.cube is None else _cube_of(config, all_masks)
         sizes = map_sizes(zone)
@@ -126,7 +128,7 @@ def zone_model(config: ZonalConfig, zone: Zone) -> ModelRef:
 
 
 def run_zonal(
-    config: ZonalConfig | str | Path,
+    config: ZonalConfig | Paths,
     *,
     overwrite: bool = False,
     resume: bool = True,
@@ -152,7 +154,7 @@ def run_zonal(
         WeightsError: The weights are missing, damaged or of another network.
         ZoneError: The rasters do not fit each other or the model.
     """
-    config = _loaded(config)
+    config = load_zonal_config(config)
     overwrite = overwrite or config.overwrite
     folder, name = config.output_path, config.output_name
     if not overwrite and not (folder / f".{name}.unfinished").exists():
@@ -211,7 +213,3 @@ def extras_of(config: ZonalConfig) -> Extras:
     except UsageError as error:
         raise ConfigError("zonal configuration", [str(error)]) from None
     return extras
-
-
-def _loaded(config: ZonalConfig | str | Path) -> ZonalConfig:
-    return config if isinstance(config, ZonalConfig) else load_zonal_config(config)

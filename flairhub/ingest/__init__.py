@@ -1,6 +1,7 @@
 """Files to cube. See docs/ingest.md."""
 
 import sys
+from inspect import Signature, signature
 from types import ModuleType
 from typing import Any
 
@@ -12,6 +13,10 @@ __all__ = ["IngestReport", "ZoneIngestReport", "ingest", "ingest_zone"]
 
 class _CallableModule(ModuleType):
     """Makes `flairhub.ingest(...)` work also after this package was imported, which binds its name in `flairhub`."""
+
+    @property
+    def __signature__(self) -> Signature:
+        return signature(ingest)
 
     def __call__(self, *args: Any, **options: Any) -> IngestReport:
         return ingest(*args, **options)

@@ -30,7 +30,7 @@ from flairhub.progress import Progress, silent
 from flairhub.tasks import level_sizes
 
 if TYPE_CHECKING:
-    from flairhub.config import TrainConfig
+    from flairhub.config import Paths, TrainConfig
 
 REPORT = "report.json"
 
@@ -88,7 +88,7 @@ FILES_WORTH_WORKERS = 4000
 
 
 def ingest(
-    config: TrainConfig | None = None,
+    config: TrainConfig | Paths | None = None,
     *,
     cube: str | Path,
     root: str | Path | None = None,
@@ -107,7 +107,8 @@ def ingest(
     """Convert source files to a cube; a run that was stopped continues when called again.
 
     Args:
-        config: Training configuration: its CSVs name the files, its modalities, filter and averages what is stored.
+        config: Training configuration, or its path or paths: its CSVs name the files, its modalities, filter and
+            averages what is stored.
         cube: Folder of the store.
         root: Folder in the published layout, instead of the configuration's CSVs; without a configuration all its
             modalities are taken.
@@ -134,6 +135,10 @@ def ingest(
         UsageError: Contradictory arguments.
     """
     started = time.perf_counter()
+    if config is not None:
+        from flairhub.config import load_train_config
+
+        config = load_train_config(config)
     _check_arguments(config, root, on_error, workers, max_skipped)
     require_little_endian()
     for name in modalities or ():

@@ -23,6 +23,7 @@ from flairhub.models.network import Network
 from flairhub.models.network_spec import NetworkSpec
 from flairhub.models.weights_files import read_tensors
 from flairhub.prepare import ImagePreparation
+from flairhub.shown import facts_html
 from flairhub.tasks import LabelClass, Task
 from flairhub.timeseries import SeriesPreparation
 from flairhub.version import __version__
@@ -34,7 +35,7 @@ WEIGHTS = "weights.safetensors"
 Preparation = ImagePreparation | SeriesPreparation
 
 
-@dataclass
+@dataclass(repr=False)
 class Model:
     """A network with all that is needed to feed it and to read its logits.
 
@@ -53,6 +54,23 @@ class Model:
     tasks: tuple[Task, ...]
     ref_date: str
     manifest: dict[str, Any]
+
+    def __repr__(self) -> str:
+        facts = self._facts()
+        return f"<Model {facts['network']}: {facts['inputs']} -> {facts['tasks']}, {facts['parameters']} parameters>"
+
+    def _repr_html_(self) -> str:
+        return facts_html("Model", self._facts())
+
+    def _facts(self) -> dict[str, Any]:
+        parameters = sum(parameter.numel() for parameter in self.network.parameters())
+        return {
+            "network": self.spec.arch,
+            "inputs": ", ".join(f"{name} ({channels})" for name, channels in self.spec.inputs.items()),
+            "tasks": ", ".join(f"{task.label} ({task.n_classes} classes)" for task in self.tasks),
+            "parameters": f"{parameters / 1e6:.1f} M",
+            "reference date": self.ref_date,
+        }
 
 
 def save_bundle(
@@ -114,16 +132,18 @@ def save_bundle(
     return path
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu") -> Model:
+def load_model(path: str | Path | Model, device: str | torch.device = "cpu") -> Model:
     """Load a bundle.
 
     Args:
-        path: The bundle's folder.
-        device: Where the network goes.
+        path: The bundle's folder; a loaded model is returned as it is.
+        device: Where the network of a bundle goes.
 
     Raises:
         WeightsError: The bundle is missing, damaged, or of a newer format.
     """
+    if isinstance(path, Model):
+        return path
     path = Path(path)
     manifest = read_manifest(path)
     try:

@@ -20,6 +20,7 @@ from flairhub.models.encoders import ImageEncoder
 from flairhub.models.network import Network
 from flairhub.models.network_spec import NetworkSpec
 from flairhub.models.weights_files import read_tensors
+from flairhub.shown import facts_html, listed
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ _STRIDES = (4, 8, 16, 32)
 _DEEPLABV3_NAMES = {"decoder.0.": "decoder.aspp.", "decoder.1.": "decoder.conv.", "decoder.2.": "decoder.bn."}
 
 
-@dataclass
+@dataclass(repr=False)
 class Accounting:
     """Where every tensor of a file and of a network went.
 
@@ -58,6 +59,16 @@ class Accounting:
     def complete(self) -> bool:
         """True when nothing is missing, unexpected or of another shape."""
         return not (self.missing or self.unexpected or self.mismatched)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{n} {name}" for name, n in self.counts().items() if n) or "no tensor"
+        return f"<Accounting {'complete' if self.complete else 'incomplete'}: {counts}>"
+
+    def _repr_html_(self) -> str:
+        kinds = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return facts_html(
+            "Accounting", {name: f"{len(all_)}: {listed(list(all_), 3)}" for name, all_ in kinds.items() if all_}
+        )
 
     def counts(self) -> dict[str, int]:
         """Return the number of tensors of each kind."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from time import perf_counter
 
-from flairhub.config import TrainConfig, resolved_yaml
+from flairhub.config import Paths, TrainConfig, load_train_config, resolved_yaml
 from flairhub.cube import Cube, open_cube
 from flairhub.errors import OutputExistsError, UsageError
 from flairhub.progress import Progress, silent
@@ -18,7 +18,7 @@ from flairhub.version import __version__
 
 
 def evaluate(
-    config: TrainConfig,
+    config: TrainConfig | Paths,
     predictions: str | Path,
     *,
     cube: str | Path | Cube | None = None,
@@ -29,7 +29,8 @@ def evaluate(
     """Score prediction rasters against the labels of the test patches.
 
     Args:
-        config: Says which labels, classes, weights and test patches; its `tasks` section has no influence.
+        config: Training configuration, or its path or paths: says which labels, classes, weights and test patches;
+            its `tasks` section has no influence.
         predictions: Folder of `PRED_<label file name>.tif`, or of one folder of them per label set.
         cube: Where the labels are; without it `paths.cube`.
         output: Folder of the scores; without it `scores` inside `predictions`.
@@ -43,6 +44,7 @@ def evaluate(
         OutputExistsError: `output` holds scores and `overwrite` is False.
         DataError: Rasters are missing, unreadable or do not fit the labels; the message lists them all.
     """
+    config = load_train_config(config)
     plan, source = training_plan(config), Path(predictions)
     folder = RunFolder(source / "scores" if output is None else Path(output))
     if not source.is_dir():

@@ -19,11 +19,9 @@ from flairhub.confusion import strict_scores
 from flairhub.data import (
     Batch,
     BatchLoader,
-    Photometric,
     Preparation,
     PreparedBatch,
-    dihedral_codes,
-    prepare_batch,
+    prepare_for_training,
 )
 from flairhub.errors import TrainingError
 from flairhub.models import Network
@@ -120,16 +118,13 @@ class SegmentationModule(pl.LightningModule):
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Step:
         """Look at the labels while they are on the CPU, then move, normalise and augment on the device."""
-        codes, photometric, seed = None, None, self.hyperparams.seed
+        augmentation = PreProcessings()
         if self.trainer.training:
-            if self.augmentation.use_augmentation:
-                codes = dihedral_codes(batch.index.numpy(), seed, self.current_epoch)
-            brightness, contrast = self.augmentation.augmentation_brightness, self.augmentation.augmentation_contrast
-            if brightness or contrast:
-                photometric = Photometric(brightness, contrast, seed, self.current_epoch)
+            augmentation = self.augmentation
             self._left_out += batch.left_out
         has_weight = self.criterion.has_weight(batch.targets)
-        prepared = prepare_batch(batch, self.preparations, device, codes, photometric)
+        seed, epoch = self.hyperparams.seed, self.current_epoch
+        prepared = prepare_for_training(batch, self.preparations, device, augmentation, seed, epoch)
         return Step(prepared, has_weight, batch.waited_s)
 
     def on_fit_start(self) -> None:

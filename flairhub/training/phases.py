@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from flairhub.config import TrainConfig, resolved_yaml
+from flairhub.config import Paths, TrainConfig, load_train_config, resolved_yaml
 from flairhub.confusion import ConfusionSums
 from flairhub.cube import Cube, open_cube
 from flairhub.data import Transform
@@ -21,6 +21,7 @@ from flairhub.errors import ConfigError, CubeError, TrainingError, WeightsError
 from flairhub.jobs import sweep
 from flairhub.models import Network, build_network, load_into, save_bundle
 from flairhub.progress import Progress, silent
+from flairhub.shown import facts_html
 from flairhub.training.checkpoints import check_resumable, load_weights, read_checkpoint
 from flairhub.training.losses import Criterion
 from flairhub.training.metrics import metrics_report, write_report
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainResult:
     """What a run left.
 
@@ -65,9 +66,24 @@ class TrainResult:
     seconds: Mapping[str, float] = field(default_factory=dict)
     rank: int = 0
 
+    def __repr__(self) -> str:
+        facts = self._facts()
+        return f"<TrainResult {facts.pop('folder')}: {', '.join(f'{name} {value}' for name, value in facts.items())}>"
+
+    def _repr_html_(self) -> str:
+        return facts_html("TrainResult", self._facts())
+
+    def _facts(self) -> dict[str, Any]:
+        scores = {
+            f"test mIoU {task}": "undefined" if (miou := entry["strict"]["miou"]) is None else f"{miou:.4f}"
+            for task, entry in self.metrics.get("tasks", {}).items()
+        }
+        facts = {"folder": self.folder, "epochs": len(self.history), **scores}
+        return facts | {f"seconds {phase}": f"{value:.1f}" for phase, value in self.seconds.items()}
+
 
 def train(
-    config: TrainConfig,
+    config: TrainConfig | Paths,
     *,
     cube: str | Path | Cube | None = None,
     overwrite: bool = False,
@@ -77,7 +93,7 @@ def train(
     """Train, predict and score as the configuration's `tasks` say.
 
     Args:
-        config: From `load_train_config`.
+        config: Training configuration, or its path or paths.
         cube: Where the patches are. Without it `paths.cube`; what is not there yet is ingested first.
         overwrite: Replace the results of an earlier run in the same folder.
         transform: `transform(batch, rng)` changes every training batch as it is stored, see `BatchLoader`. It runs in
@@ -95,6 +111,7 @@ def train(
         WeightsError: A checkpoint or pretrained weights are missing or do not fit.
         TrainingError: Training or scoring cannot go on.
     """
+    config = load_train_config(config)
     tasks = config.tasks
     if not (tasks.train or tasks.predict or tasks.metrics_only):
         raise ConfigError("configuration", ["tasks: train, predict and metrics_only are all false, nothing to do."])

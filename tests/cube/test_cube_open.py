@@ -6,6 +6,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,8 +82,73 @@ def test_to_xarray_is_lazy_and_right(cube_path: Path, patch_files: PatchFiles) -
         assert dataset.data.chunks is not None
         assert dataset.data.dtype == MODALITIES[name].dtype
         np.testing.assert_array_equal(dataset.data.values, cube.read(name, range(8)))
-        assert dataset.patch_id.values.tolist() == patch_files.patch_ids
+        assert dataset.patch.values.tolist() == patch_files.patch_ids
     assert dataset.level.values.tolist() == ["LPIS-23", "LPIS-31", "LPIS-46"]
+
+
+def test_patches_are_selected_by_id_and_band(cube_path: Path, patch_files: PatchFiles) -> None:
+    cube = fh.open_cube(cube_path)
+    assert fh.open_cube(cube) is cube
+    patch_id = patch_files.patch_ids[3]
+    one = cube["SENTINEL2_TS"].sel(patch=patch_id, band="B08")
+    count = int(one.n_dates)
+    expected = patch_files.arrays["SENTINEL2_TS"][patch_id][:, MODALITIES["SENTINEL2_TS"].bands.index("B08")]
+    np.testing.assert_array_equal(one.data.values[:count], expected)
+    assert (
+        one.date.values[:count].astype("datetime64[D]").tolist() == patch_files.dates["SENTINEL2_TS"][patch_id].tolist()
+    )
+    assert one.rio.crs.to_epsg() == 2154
+    assert (float(one.x_min), float(one.y_max)) == pytest.approx(patch_files.origins[patch_id])
+    with pytest.raises(KeyError, match="not all values found in index"):
+        cube["SENTINEL2_TS"].sel(patch="nothing")
+    with pytest.raises(CubeError, match="no ROI 'nowhere'"):
+        fh.open_roi(cube_path, "nowhere")
+
+
+def test_regions_by_name(cube_path: Path) -> None:
+    cube = fh.open_cube(cube_path)
+    assert cube.rois == sorted(cube.rois)
+    assert len(cube.rois) == 2
+    for name in cube.rois:
+        tree = cube.roi(name)
+        assert set(tree.children) == set(cube.modalities)
+        assert tree["AERIAL_RGBI"].to_dataset().rio.crs.to_epsg() == 2154
+        assert tree.identical(fh.open_roi(cube_path, name))
+
+
+def test_names_of_regions_carry_their_domain_where_they_must(cube_path: Path) -> None:
+    table = fh.open_cube(cube_path).patches
+    same = replace(table, roi=np.full(8, "AF-S1-1"))
+    assert same.rois == ["D012-2019_AF-S1-1", "D033-2018_AF-S1-1"]
+    gone = replace(same, x_min=np.where(table.domain == "D012-2019", np.nan, table.x_min))
+    assert gone.rois == ["AF-S1-1"]
+
+
+def test_patch_table_as_a_frame_of_footprints(cube_path: Path, patch_files: PatchFiles) -> None:
+    table = fh.open_cube(cube_path).patches
+    frame = table.to_frame()
+    assert frame.index.tolist() == patch_files.patch_ids
+    assert frame.index.name == "patch"
+    assert frame.crs.to_epsg() == 2154
+    assert frame.columns.tolist() == ["domain", "roi", "row", "col", "split", "geometry"]
+    x, y = patch_files.origins[patch_files.patch_ids[5]]
+    assert frame.geometry.iloc[5].bounds == pytest.approx((x, y - 102.4, x + 102.4, y))
+    assert frame["split"].tolist() == table.split.tolist()
+    x_min = np.where(np.arange(8) == 2, np.nan, table.x_min)
+    assert replace(table, x_min=x_min).to_frame().geometry.isna().tolist() == [i == 2 for i in range(8)]
+
+
+def test_cube_and_table_show_themselves_briefly(cube_path: Path) -> None:
+    cube = fh.open_cube(cube_path)
+    assert repr(cube.patches).startswith("<PatchTable 8 patches (train ")
+    assert len(repr(cube.patches)) < 200
+    assert len(repr(cube)) < 400
+    for shown in (cube, cube.patches):
+        assert "<th" in shown._repr_html_()
+        assert len(shown._repr_html_()) < 2000
+    odd = replace(cube.patches, domain=np.full(8, "<script>"))
+    assert "<script>" not in odd._repr_html_()
+    assert "&lt;script&gt;" in odd._repr_html_()
 
 
 def test_statistics_are_those_of_the_values(cube_path: Path, patch_files: PatchFiles) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from flairhub.cli import main
 from flairhub.config import load_zonal_config
-from flairhub.inference.check import check_zonal, compare_values
+from flairhub.inference.check import check, compare_values
 from flairhub.models import Network
 from flairhub.prepare import ImagePreparation
 from flairhub.timeseries import SeriesPreparation
@@ -42,7 +42,7 @@ def aerial(made: MadeZone, means: tuple[int, int, int]) -> None:
 
 
 def report(tmp_path: Path, made: MadeZone, bundle: Path, changes: Mapping[str, Any] | None = None) -> Any:
-    return check_zonal(load_zonal_config(write_zonal_config(tmp_path / "zonal.yaml", made, bundle, changes)))
+    return check(load_zonal_config(write_zonal_config(tmp_path / "zonal.yaml", made, bundle, changes)))
 
 
 def run(path: Path, *arguments: str) -> int:
@@ -67,7 +67,7 @@ def test_a_good_zone_without_a_model_run(
     main(["check", str(path), "--dates"])
     printed = capsys.readouterr().out
     assert "No trouble found." in printed
-    found = dict(check_zonal(load_zonal_config(path)).facts)
+    found = dict(check(load_zonal_config(path)).facts)
     assert found["windows"] == "20 of 32 px, 24 px apart"
     assert found["pixels computed per pixel"] == f"{20 * 32 * 32 / (96 * 80):.2f}"
     assert found["SENTINEL2_TS"] == "12 x 10 px of 1.6 m, 6 dates x 10 bands uint16"
