@@ -28,8 +28,9 @@ class BatchDataset(IterableDataset[Batch | PreparedBatch]):
     """Batches of a split in the order of training, read ahead by threads.
 
     A plain loop and Lightning take it as it is, `torch.utils.data.DataLoader` with `batch_size=None`; processes of
-    `torch.distributed` and of a DataLoader share the batches. A pass that ends moves on to the next epoch, which has an
-    order of its own; behind a DataLoader with worker processes, which work on copies, call `set_epoch`.
+    `torch.distributed` and of a DataLoader share the batches. A pass that gave its last batch moves on to the next
+    epoch, which has an order of its own; behind a DataLoader with worker processes, which work on copies, call
+    `set_epoch`.
     """
 
     def __init__(self, make: Callable[[int, int], BatchLoader], prepare: Prepare | None = None):
@@ -85,9 +86,10 @@ class BatchDataset(IterableDataset[Batch | PreparedBatch]):
         loader.load_state_dict({"epoch": epoch, "position": start})
         for batch in loader:
             self._position += 1
+            if self._epoch == epoch and self._position == len(loader):
+                # Before the last batch is given out: who knows the length, as Lightning, asks for no more.
+                self.set_epoch(epoch + 1)
             yield batch if self._prepare is None else self._prepare(batch, epoch)
-        if self._epoch == epoch:
-            self.set_epoch(epoch + 1)
 
 
 class PatchDataset(Dataset[dict[str, Any]]):
