@@ -268,6 +268,10 @@ class SeriesOptions(Section):
     pad_value: Number = 0.0
     padding_mode: PaddingMode = "reflect"
 
+    def __init__(self, *values: Any, **named: Any) -> None:
+        """Take values by key or, from Python, by position: `SeriesOptions((64, 64), (32, 64))`."""
+        super().__init__(**dict(zip(list(type(self).model_fields)[: len(values)], values, strict=True)), **named)
+
     def contradictions(self) -> Iterator[tuple[str, str, tuple[str, ...]]]:
         """Yield what does not fit together: the key it is about, a sentence, and the keys that it rests on."""
         encoder, decoder = self.encoder_widths, self.decoder_widths

@@ -134,3 +134,13 @@ def test_a_zonal_configuration_becomes_a_network() -> None:
     assert spec.arch == "resnet18-unet"
     assert spec.aux == ()
     assert spec.series == SeriesOptions()
+
+
+def test_series_options_by_position_and_by_key() -> None:
+    by_position = SeriesOptions((8, 8, 16), (8, 8, 16), (8, 19), n_head=4)
+    assert by_position == SeriesOptions(
+        encoder_widths=(8, 8, 16), decoder_widths=(8, 8, 16), out_conv=(8, 19), n_head=4
+    )
+    assert by_position.d_model == 256
+    with pytest.raises(ValueError, match="zip"):
+        SeriesOptions(*range(14))
