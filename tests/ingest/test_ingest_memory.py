@@ -35,5 +35,6 @@ def test_peak_memory_is_flat(tmp_path: Path) -> None:
         )
         peaks[rows] = peak_mib(files, tmp_path / f"{rows}.zarr", 4)
     large_shard = peak_mib(files, tmp_path / "one.zarr", 64)
-    assert peaks[16] - peaks[1] < 4, "16 times as many patches"
-    assert large_shard - peaks[1] < 4, "16 times as large a shard"
+    # 60 patches more are 15 MiB.
+    assert peaks[16] - peaks[1] < 8, "16 times as many patches"
+    assert large_shard - peaks[1] < 8, "16 times as large a shard"

@@ -18,6 +18,7 @@ import pytest
 from flairhub.errors import ConfigError, DataError, FlairhubError, JobError, UsageError
 from flairhub.jobs import Stopped, Workers, engine, job_workers, run_jobs
 from flairhub.jobs.processes import local_client
+from tests.helpers.waiting import HANG_S
 
 
 def square(number: int) -> int:
@@ -127,11 +128,11 @@ def test_jobs_in_threads_see_the_end() -> None:
 
     def job(name: str) -> None:
         if name == "bad":
-            assert begun.wait(120)
+            assert begun.wait(HANG_S)
             raise DataError("bad")
         begun.set()
         assert pool.stop is not None
-        assert pool.stop.wait(120)
+        assert pool.stop.wait(HANG_S)
         ended.append(name)
         raise Stopped
 

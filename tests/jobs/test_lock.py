@@ -18,6 +18,7 @@ import pytest
 from flairhub.errors import LockError
 from flairhub.jobs import lock as lock_module
 from flairhub.jobs import writer_lock
+from tests.helpers.waiting import HANG_S
 
 BOTH = pytest.mark.parametrize("lock", [True, False], ids=["by system", "by file"])
 
@@ -164,6 +165,6 @@ def test_many_processes_one_at_a_time(tmp_path: Path, lock: bool) -> None:
     number = tmp_path / "number"
     number.write_text("0")
     processes = [subprocess.Popen([sys.executable, "-c", code, str(number)]) for _ in range(3)]
-    assert [process.wait(timeout=240) for process in processes] == [0, 0, 0]
+    assert [process.wait(timeout=HANG_S) for process in processes] == [0, 0, 0]
     assert number.read_text() == "60"
     assert list(tmp_path.iterdir()) == [number]

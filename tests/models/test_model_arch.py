@@ -10,7 +10,7 @@ from flairhub.errors import UsageError
 from flairhub.models import Network
 from flairhub.models.arch import Arch, parse_arch
 from flairhub.models.encoders import Features, level_channels
-from tests.helpers.model_makers import LC, make_batch, make_network, make_spec, relative_error
+from tests.helpers.model_makers import EXACT, LC, in_double, make_batch, make_network, make_spec, relative_error
 
 # Decoders that take tiny encoders, and one encoder of each family for those that do not.
 ARCHS = (
@@ -98,10 +98,11 @@ def test_a_single_image_equals_smps_own_model(arch: str) -> None:
     model.decoder.load_state_dict(parts.decoder.state_dict())
     model.segmentation_head.load_state_dict(parts.segmentation_head.state_dict())
     inputs, _ = make_batch(network.spec, image=size)
+    network, inputs = in_double(network, inputs)
     with torch.no_grad():
-        expected = model.eval()(inputs["AERIAL_RGBI"])
+        expected = model.double().eval()(inputs["AERIAL_RGBI"])
         result = network(inputs, size=tuple(expected.shape[-2:])).logits[LC]
-        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(result, expected, **EXACT)
         if parsed.decoder != "dpt":  # fusion skips the full resolution, because no decoder reads it
             maps = network.encoders["AERIAL_RGBI"](inputs["AERIAL_RGBI"]).maps
             blank = Features([torch.full_like(maps[0], torch.nan), *maps[1:]])
@@ -131,6 +132,7 @@ def export_case() -> tuple[Network, tuple[object, ...]]:
     network = make_network("AERIAL_RGBI", "SENTINEL2_TS", aux=("SENTINEL2_TS",), tasks={LC: 5})
     inputs, dates = make_batch(network.spec, batch=2, image=32, time=3)
     mask = {"SENTINEL2_TS": torch.tensor([[True, True, True], [True, False, False]])}
+    network, inputs = in_double(network, inputs)
     return network, (inputs, dates, mask)
 
 
@@ -141,7 +143,7 @@ def test_export_with_padding_gives_the_same_logits() -> None:
         expected = network(*arguments, aux=True)
         result = program.module()(*arguments, aux=True)
     for key, values in (expected.logits | expected.aux).items():
-        torch.testing.assert_close((result.logits | result.aux)[key], values, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close((result.logits | result.aux)[key], values, **EXACT)
 
 
 def test_compile_with_padding_gives_the_same_logits() -> None:
@@ -149,15 +151,16 @@ def test_compile_with_padding_gives_the_same_logits() -> None:
     compiled = torch.compile(network, backend="eager", fullgraph=True, dynamic=False)
     with torch.no_grad():
         expected, result = network(*arguments).logits, compiled(*arguments).logits
-    torch.testing.assert_close(result[LC], expected[LC], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(result[LC], expected[LC], **EXACT)
 
 
 def test_channels_last_and_bf16() -> None:
     network, (inputs, dates, mask) = export_case()
+    network, inputs = network.float(), {name: values.float() for name, values in inputs.items()}
     with torch.no_grad():
         expected = network(inputs, dates, mask).logits[LC]
         network.to(memory_format=torch.channels_last)
         last = dict(inputs, AERIAL_RGBI=inputs["AERIAL_RGBI"].contiguous(memory_format=torch.channels_last))
-        torch.testing.assert_close(network(last, dates, mask).logits[LC], expected, rtol=1e-3, atol=1e-4)
+        assert relative_error(network(last, dates, mask).logits[LC], expected) < 1e-3
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert relative_error(network(last, dates, mask).logits[LC].float(), expected) < 0.1

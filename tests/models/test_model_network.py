@@ -15,9 +15,11 @@ from flairhub.models.network_spec import beside_images
 from tests.helpers.model_makers import (
     CHANNELS,
     CLASSES,
+    EXACT,
     LC,
     LPIS,
     cached_encoder,
+    in_double,
     make_batch,
     make_network,
     make_spec,
@@ -81,6 +83,7 @@ def test_a_padded_batch_equals_its_samples_alone(names: tuple[str, ...]) -> None
     network = make_network(*names, aux=names)
     spec = network.spec
     inputs, dates = make_batch(spec, batch=3, time=7)
+    network, inputs = in_double(network, inputs)
     lengths = (7, 3, 1)
     masks = {name: torch.arange(7) < torch.tensor(lengths).unsqueeze(1) for name in dates}
     for name in dates:
@@ -92,7 +95,7 @@ def test_a_padded_batch_equals_its_samples_alone(names: tuple[str, ...]) -> None
             alone = {k: x[i : i + 1, :n] if k in dates else x[i : i + 1] for k, x in inputs.items()}
             single = network(alone, {k: d[i : i + 1, :n] for k, d in dates.items()}, aux=True)
             for key, values in (single.logits | single.aux).items():
-                torch.testing.assert_close((batch.logits | batch.aux)[key][i : i + 1], values, rtol=1e-5, atol=1e-5)
+                torch.testing.assert_close((batch.logits | batch.aux)[key][i : i + 1], values, **EXACT)
 
 
 def test_an_image_of_zeros_is_not_padding() -> None:
@@ -110,6 +113,7 @@ def test_an_image_of_zeros_is_not_padding() -> None:
 def test_a_missing_modality_counts_as_zero_features() -> None:
     network = make_network("AERIAL_RGBI", "DEM_ELEV", "SENTINEL2_TS", aux=("DEM_ELEV", "AERIAL_RGBI"))
     inputs, dates = make_batch(network.spec)
+    network, inputs = in_double(network, inputs)
     without = {name: x for name, x in inputs.items() if name != "DEM_ELEV"}
     with torch.no_grad():
         result = network(without, dates, aux=True)
@@ -118,7 +122,7 @@ def test_a_missing_modality_counts_as_zero_features() -> None:
             start = widths[0]
             conv.weight[:, start : start + widths[1]] = 0
         expected = network(inputs, dates)
-    torch.testing.assert_close(result.logits[LC], expected.logits[LC], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(result.logits[LC], expected.logits[LC], **EXACT)
     assert set(result.aux) == {("AERIAL_RGBI", task) for task in CLASSES}
 
 
@@ -137,6 +141,7 @@ def test_the_reference_modality_may_be_missing(given: str) -> None:
 def test_a_sample_without_a_modality_gets_what_it_gets_alone(lacking: str) -> None:
     network = make_network("AERIAL_RGBI", "DEM_ELEV", "SENTINEL2_TS")
     inputs, dates = make_batch(network.spec)
+    network, inputs = in_double(network, inputs)
     others = {name: x[1:] for name, x in inputs.items() if name != lacking}
     other_dates = {name: days[1:] for name, days in dates.items() if name != lacking}
     size = tuple(inputs["AERIAL_RGBI"].shape[-2:])
@@ -144,21 +149,22 @@ def test_a_sample_without_a_modality_gets_what_it_gets_alone(lacking: str) -> No
         full = network(inputs, dates).logits[LC]
         result = network(inputs, dates, present={lacking: torch.tensor([True, False])}).logits[LC]
         alone = network(others, other_dates, size=size).logits[LC]
-    torch.testing.assert_close(result[0], full[0], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(result[1], alone[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(result[0], full[0], **EXACT)
+    torch.testing.assert_close(result[1], alone[0], **EXACT)
     assert relative_error(result[1], full[1]) > 1e-3
 
 
 def test_series_without_any_date_are_left_out() -> None:
     network = make_network("SENTINEL1-ASC_TS", "SENTINEL1-DESC_TS")
     inputs, dates = make_batch(network.spec)
+    network, inputs = in_double(network, inputs)
     mask = {"SENTINEL1-DESC_TS": torch.tensor([[True] * 4, [False] * 4])}
     with torch.no_grad():
         both = network(inputs, dates, mask).logits[LC]
         one = network({"SENTINEL1-ASC_TS": inputs["SENTINEL1-ASC_TS"]}, dates).logits[LC]
         full = network(inputs, dates).logits[LC]
-    torch.testing.assert_close(both[1], one[1], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(both[0], full[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(both[1], one[1], **EXACT)
+    torch.testing.assert_close(both[0], full[0], **EXACT)
 
 
 def test_nothing_given_is_edited() -> None:
@@ -199,7 +205,7 @@ def test_dropout_rates_are_the_configured_ones() -> None:
     assert kept.any(dim=1).all()
     # The 0.1 * 0.3 * 0.5 samples that would lose everything get one back, in proportion to the chance of being kept.
     rescue = 0.1 * 0.3 * 0.5 * (1 - rates) / (1 - rates).sum()
-    torch.testing.assert_close((~kept).float().mean(dim=0), rates - rescue, rtol=0, atol=0.012)
+    torch.testing.assert_close((~kept).float().mean(dim=0), rates - rescue, rtol=0, atol=0.022)  # six deviations
 
 
 def test_dropout_of_the_network_over_2000_draws() -> None:
@@ -214,8 +220,9 @@ def test_dropout_of_the_network_over_2000_draws() -> None:
         for name in names:
             dropped[name] += int((~kept[name]).sum())
     assert dropped["SPOT_RGBI"] == 0
-    assert abs(dropped["AERIAL_RGBI"] / 2000 - 0.2) < 0.03
-    assert abs(dropped["SENTINEL2_TS"] / 2000 - 0.4) < 0.03
+    # Six deviations.
+    assert abs(dropped["AERIAL_RGBI"] / 2000 - 0.2) < 0.06
+    assert abs(dropped["SENTINEL2_TS"] / 2000 - 0.4) < 0.07
     assert network.eval().draw_dropout(inputs, {}) == {}
 
 
@@ -230,13 +237,14 @@ def test_rate_one_drops_always_but_never_everything() -> None:
 def test_dropped_samples_do_not_see_their_modality(monkeypatch: pytest.MonkeyPatch) -> None:
     network = make_network("AERIAL_RGBI", "SENTINEL2_TS", modality_dropout={"SENTINEL2_TS": 0.5})
     inputs, dates = make_batch(network.spec)
+    network, inputs = in_double(network, inputs)
     with torch.no_grad():
         full = network(inputs, dates).logits[LC]
         without = network({"AERIAL_RGBI": inputs["AERIAL_RGBI"]}).logits[LC]
         monkeypatch.setattr(network, "draw_dropout", lambda *_: {"SENTINEL2_TS": torch.tensor([True, False])})
         result = network(inputs, dates).logits[LC]
-    torch.testing.assert_close(result[0], full[0], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(result[1], without[1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(result[0], full[0], **EXACT)
+    torch.testing.assert_close(result[1], without[1], **EXACT)
 
 
 def test_widths_beside_images_follow_the_number_of_levels() -> None:

@@ -28,7 +28,7 @@ def test_the_mean_of_weights() -> None:
         expected = [keep * old + (1 - keep) * new.detach() for old, new in pairs]
         update_mean(mean, network, 0.5, n)
     for value, wanted in zip(mean.parameters(), expected, strict=True):
-        np.testing.assert_allclose(value.detach(), wanted, rtol=1e-5)
+        np.testing.assert_allclose(value.detach(), wanted, rtol=1e-4)
     assert torch.equal(mean[1].running_mean, network[1].running_mean)
     assert int(mean[1].num_batches_tracked) == 12
     assert (mean[0].weight - network[0].weight).abs().max() > 1
@@ -62,8 +62,8 @@ def test_probabilities_are_averaged_over_the_eight_symmetries() -> None:
             shares = np.rot90(shares / shares.sum(axis=1, keepdims=True), -turns, axes=(2, 3))
             expected += (shares[..., ::-1] if flipped else shares) / 8
     result = mean_probabilities(Sloped(), batch)["T"]
-    np.testing.assert_allclose(result, expected, rtol=1e-5)
-    np.testing.assert_allclose(result.sum(dim=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(result, expected, rtol=1e-4)
+    np.testing.assert_allclose(result.sum(dim=1), 1, rtol=1e-4)
 
 
 def test_a_patch_goes_without_the_input_that_it_lacks() -> None:
@@ -71,14 +71,15 @@ def test_a_patch_goes_without_the_input_that_it_lacks() -> None:
     options = SeriesOptions(encoder_widths=(8, 8), decoder_widths=(8, 8), n_head=4, d_model=16)
     spec = NetworkSpec({"AERIAL_RGBI": 4, "SENTINEL2_TS": 10}, {"T": 3}, "test_resnet-linknet", series=options)
     network = build_network(spec).eval()
-    inputs = {"AERIAL_RGBI": torch.randn(2, 4, 64, 64), "SENTINEL2_TS": torch.randn(2, 3, 10, 8, 8)}
+    inputs = {"AERIAL_RGBI": torch.randn(2, 4, 64, 64).double(), "SENTINEL2_TS": torch.randn(2, 3, 10, 8, 8).double()}
     series = ({"SENTINEL2_TS": torch.tensor([[0, 30, 60]] * 2)}, {"SENTINEL2_TS": torch.ones(2, 3, dtype=torch.bool)})
     present = {"AERIAL_RGBI": torch.tensor([True, False])}
     batch = PreparedBatch(inputs, *series, {"T": torch.zeros(2, 64, 64, dtype=torch.uint8)}, torch.arange(2), present)
+    network.double()
     with torch.no_grad():
         result = network_output(network, batch)[0]["T"]
         alone = network({"SENTINEL2_TS": inputs["SENTINEL2_TS"]}, *series, size=(64, 64)).logits["T"]
         both = network(inputs, *series, size=(64, 64)).logits["T"]
-    torch.testing.assert_close(result[0], both[0], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(result[1], alone[1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(result[0], both[0], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(result[1], alone[1], rtol=1e-9, atol=1e-9)
     assert (result[1] - both[1]).abs().max() > 1e-3

@@ -33,7 +33,7 @@ def sample() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def test_weighted_cross_entropy(sample) -> None:
     logits, target, weights = sample
     expected = brute_force(logits.numpy(), target.numpy(), weights.numpy())
-    assert float(weighted_cross_entropy(logits, target, weights)) == pytest.approx(expected, rel=1e-5)
+    assert float(weighted_cross_entropy(logits, target, weights)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_class_pieces_give_the_same_loss_for_any_batching(sample) -> None:
@@ -44,9 +44,9 @@ def test_class_pieces_give_the_same_loss_for_any_batching(sample) -> None:
     assert torch.equal(whole.count, added.count)
     expected = brute_force(logits.numpy(), target.numpy(), weights.numpy())
     for pieces in (whole, added):
-        assert pieces.mean(weights.numpy()) == pytest.approx(expected, rel=1e-6)
+        assert pieces.mean(weights.numpy()) == pytest.approx(expected, rel=1e-4)
     for c, value in enumerate(whole.per_class()):
-        assert value == pytest.approx(brute_force(logits.numpy(), target.numpy(), np.eye(4)[c]), rel=1e-6)
+        assert value == pytest.approx(brute_force(logits.numpy(), target.numpy(), np.eye(4)[c]), rel=1e-4)
 
 
 def test_no_weighted_pixel_gives_zero_and_no_gradient() -> None:
@@ -67,9 +67,9 @@ def test_heads_of_a_modality_learn_from_the_patches_that_have_it(sample) -> None
     _, parts = criterion({task.label: logits}, {("SPOT_RGBI", task.label): head}, {task.label: target}, present)
     selected = np.array([0, 2])
     expected = brute_force(head.numpy()[selected], target.numpy()[selected], weights.numpy())
-    assert float(parts[f"{task.label}/aux_SPOT_RGBI"]) == pytest.approx(expected, rel=1e-5)
+    assert float(parts[f"{task.label}/aux_SPOT_RGBI"]) == pytest.approx(expected, rel=1e-4)
     assert float(parts[task.label]) == pytest.approx(
-        brute_force(logits.numpy(), target.numpy(), weights.numpy()), rel=1e-5
+        brute_force(logits.numpy(), target.numpy(), weights.numpy()), rel=1e-4
     )
 
 
@@ -114,8 +114,8 @@ def test_tasks_and_auxiliary_heads_add_up() -> None:
     crop_aux = value(aux["AERIAL_RGBI", crops.task.label], crops.task.label, crops.class_weights)
     expected = value(main[land.task.label], land.task.label, land.class_weights) + 0.3 * sum(land_aux) / 2
     expected += 0.25 * (value(main[crops.task.label], crops.task.label, crops.class_weights) + 0.3 * crop_aux)
-    assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
-    assert float(parts["AERIAL_LABEL-COSIA/aux_AERIAL_RGBI"]) == pytest.approx(land_aux[0], rel=1e-5)
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-4)
+    assert float(parts["AERIAL_LABEL-COSIA/aux_AERIAL_RGBI"]) == pytest.approx(land_aux[0], rel=1e-4)
     loss.backward()
     assert all(tensor.grad.abs().sum() > 0 for tensor in (*main.values(), *aux.values()))
 

@@ -37,7 +37,7 @@ def test_dice(sample) -> None:
     for c in KEPT:
         both, sums = shares[truth == c, c].sum(), shares[:, c].sum() + (truth == c).sum()
         terms.append(1 - 2 * both / sums)
-    assert float(REGION_LOSSES["dice"](*sample, WEIGHTS)) == pytest.approx(np.mean(terms), rel=1e-5)
+    assert float(REGION_LOSSES["dice"](*sample, WEIGHTS)) == pytest.approx(np.mean(terms), rel=1e-4)
 
 
 def test_lovasz(sample) -> None:
@@ -56,7 +56,7 @@ def test_lovasz(sample) -> None:
             jaccard = 1 - ((truth == c) & result).sum() / ((truth == c) | result).sum()
             total, before = total + errors[order[k - 1]] * (jaccard - before), jaccard
         terms.append(total)
-    assert float(REGION_LOSSES["lovasz"](*sample, WEIGHTS)) == pytest.approx(np.mean(terms), rel=1e-5)
+    assert float(REGION_LOSSES["lovasz"](*sample, WEIGHTS)) == pytest.approx(np.mean(terms), rel=1e-4)
 
 
 def test_focal(sample) -> None:
@@ -65,7 +65,7 @@ def test_focal(sample) -> None:
     for c in range(4):
         likely = 1 / (1 + np.exp(-np.where(truth == c, values[:, c], -values[:, c])))
         total += np.mean(-((1 - likely) ** 2) * np.log(likely))
-    assert float(REGION_LOSSES["focal"](*sample, WEIGHTS)) == pytest.approx(total / 4, rel=1e-5)
+    assert float(REGION_LOSSES["focal"](*sample, WEIGHTS)) == pytest.approx(total / 4, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", REGION_LOSSES)
@@ -75,7 +75,7 @@ def test_what_does_not_count_has_no_influence(name: str, sample) -> None:
     changed = torch.where(out[:, None], logits + 3.0, logits).requires_grad_()
     loss = REGION_LOSSES[name](changed, target, WEIGHTS)
     loss.backward()
-    assert float(loss.detach()) == pytest.approx(float(REGION_LOSSES[name](logits, target, WEIGHTS)), rel=1e-6)
+    assert float(loss.detach()) == pytest.approx(float(REGION_LOSSES[name](logits, target, WEIGHTS)), rel=1e-4)
     assert not changed.grad.permute(0, 2, 3, 1)[out].any()
     nothing = torch.full_like(target, 1)
     logits = logits.clone().requires_grad_()
@@ -93,4 +93,4 @@ def test_the_criterion_adds_them_with_their_weights(sample) -> None:
     alone = float(Criterion(objectives)(values, {}, truth)[0])
     mixed = Criterion(objectives, losses={"cross_entropy": 0.5, "dice": 1.5, "lovasz": 0.0, "focal": 3.0})
     extra = 1.5 * REGION_LOSSES["dice"](logits, target, WEIGHTS) + 3 * REGION_LOSSES["focal"](logits, target, WEIGHTS)
-    assert float(mixed(values, {}, truth)[0]) == pytest.approx(0.5 * alone + 2 * float(extra), rel=1e-6)
+    assert float(mixed(values, {}, truth)[0]) == pytest.approx(0.5 * alone + 2 * float(extra), rel=1e-4)

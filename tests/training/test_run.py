@@ -141,9 +141,9 @@ def test_validation_scores_are_those_of_single_patches(run: Run, learnable_cube:
         totals[task, "main"] + 0.5 * (totals[task, "AERIAL_RGBI"] + totals[task, "SENTINEL2_TS"]) / 2
         for task in (LAND, CROP)
     )
-    assert best["val_loss"] == pytest.approx(expected, rel=1e-4)
+    assert best["val_loss"] == pytest.approx(expected, rel=1e-3)
     mious = [strict_scores(matrix).mean("iou") for matrix in matrices.values()]
-    assert best["val_miou"] == pytest.approx(np.mean(mious), abs=1e-3)
+    assert best["val_miou"] == pytest.approx(np.mean(mious), abs=0.02)  # a few pixels between two classes
 
 
 def test_auxiliary_heads_learn(run: Run, configure: Configure, tmp_path: Path) -> None:

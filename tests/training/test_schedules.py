@@ -95,4 +95,4 @@ def test_one_pass_over_all_parameters_takes_the_same_steps(kind: str) -> None:
                 parameter.grad = torch.randn(parameter.shape, generator=generator)
             optimizer.step()
         result.append(torch.cat([parameter.detach().flatten() for parameter in parameters]))
-    torch.testing.assert_close(*result, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(*result, rtol=1e-4, atol=1e-5)
