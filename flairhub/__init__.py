@@ -20,6 +20,7 @@ _PUBLIC = {
     "load_model": "flairhub.models",
     "load_config": "flairhub.config",
     "predict_zone": "flairhub.inference",
+    "predict_block": "flairhub.inference",
     "write_zone": "flairhub.inference",
     "check": "flairhub.inference.check",
     "ingest": "flairhub.ingest",
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from flairhub.cube import open_cube as open_cube
     from flairhub.cube import open_roi as open_roi
     from flairhub.inference import open_zone as open_zone
+    from flairhub.inference import predict_block as predict_block
     from flairhub.inference import predict_zone as predict_zone
     from flairhub.inference import write_zone as write_zone
     from flairhub.inference.check import check as check

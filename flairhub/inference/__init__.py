@@ -1,12 +1,11 @@
 """Zonal inference: windows, lazy prediction over dask, maps on disk."""
 
 from flairhub.inference.configured import open_zone, run_zonal, zone_model
-from flairhub.inference.extras import Extras
 from flairhub.inference.forward import Style
-from flairhub.inference.lazy import predict_zone
-from flairhub.inference.mapped import block_template, predict_block_dataset
+from flairhub.inference.lazy_map import predict_block, predict_zone, template
 from flairhub.inference.plan import Sizes
 from flairhub.inference.run import MapFile, ZonalResult, write_zone
+from flairhub.inference.sidecars import Extras
 
 __all__ = [
     "Extras",
@@ -14,11 +13,11 @@ __all__ = [
     "Sizes",
     "Style",
     "ZonalResult",
-    "block_template",
     "open_zone",
-    "predict_block_dataset",
+    "predict_block",
     "predict_zone",
     "run_zonal",
+    "template",
     "write_zone",
     "zone_model",
 ]

@@ -1,4 +1,4 @@
-"""One block of a map: the pure function that every way of running calls."""
+"""A region of a map from the windows that reach it: read once, predicted in batches, put together."""
 
 from __future__ import annotations
 
@@ -28,42 +28,43 @@ NODATA: dict[Output, Any] = {"class": IGNORE_INDEX, "confidence": np.nan, "proba
 DTYPES: dict[Output, str] = {"class": "uint8", "confidence": "float32", "probabilities": "float32", "scaled": "uint8"}
 
 
-def predict_block(
+def predict_region(
     plan: MapPlan,
     model: ModelRef,
-    block: tuple[int, int],
+    rows: tuple[int, int],
+    cols: tuple[int, int],
     outputs: Sequence[Output],
     stop: threading.Event | None = None,
-) -> tuple[dict[tuple[str, Output], NDArray[Any]], NDArray[np.bool_]]:
-    """Predict one block.
+) -> dict[tuple[str, Output], NDArray[Any]]:
+    """Predict a region of a map: its pixels do not depend on where it begins and ends.
 
     Args:
-        plan: Windows and blocks.
+        plan: Windows and output pixels.
         model: The network.
-        block: Row and column number.
+        rows: First row and one past the last, output pixels.
+        cols: Likewise for columns.
         outputs: What to return.
-        stop: When it is set, the block ends after the windows that are being computed.
+        stop: When it is set, the region ends after the windows that are being computed.
 
     Returns:
         By task and output: (y, x) for class and confidence, (class, y, x) for probabilities and scaled, with their
-        nodata values where the block has none; and the validity (y, x).
+        nodata values where the region has none.
 
     Raises:
         Stopped: `stop` was set.
     """
-    (row0, row1), (col0, col1) = plan.extent(block)
     if plan.ratio == 1:
-        values, valid = _predict_fine(plan, model, (row0, row1), (col0, col1), outputs, stop)
+        values, valid = _predict_fine(plan, model, rows, cols, outputs, stop)
     else:
-        rows = taps(row0, row1, plan.rows.length, plan.ratio)
-        cols = taps(col0, col1, plan.cols.length, plan.ratio)
+        down = taps(*rows, plan.rows.length, plan.ratio)
+        across = taps(*cols, plan.cols.length, plan.ratio)
         fine, fine_valid = _predict_fine(
-            plan, model, (rows.first, rows.last), (cols.first, cols.last), ["probabilities"], stop
+            plan, model, (down.first, down.last), (across.first, across.last), ["probabilities"], stop
         )
-        values, valid = _resampled(fine, fine_valid, rows, cols, outputs)
+        values, valid = _resampled(fine, fine_valid, down, across, outputs)
     for (_, output), array in values.items():
         array[..., ~valid] = NODATA[output]
-    return values, valid
+    return values
 
 
 def _predict_fine(

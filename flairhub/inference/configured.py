@@ -17,13 +17,13 @@ from flairhub.config import (
     with_bundle,
 )
 from flairhub.errors import ConfigError, UsageError, WeightsError, ZoneError
-from flairhub.inference.extras import Extras
 from flairhub.inference.forward import Style
 from flairhub.inference.network import ModelRef, bundle_ref, choose_device, published_ref
 from flairhub.inference.outputs import map_name
 from flairhub.inference.plan import map_sizes, output_geobox, plan_axes
 from flairhub.inference.resample import output_ratio
 from flairhub.inference.run import ZonalResult, check_absent, write_zone
+from flairhub.inference.sidecars import Extras
 from flairhub.progress import Progress
 from flairhub.timeseries import check_channels
 from flairhub.zones import RasterRequest, Zone, build_zone, zone_of_cube

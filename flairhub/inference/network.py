@@ -40,6 +40,7 @@ class ModelRef:
         device: torch device name.
         bands: By input modality, the names of the bands that its channels count; empty where they are not known.
         held: Network of a model in memory; stays in this process when the reference is pickled.
+        sizes: Pixels (height = width) of a training sample by modality; empty where the model does not say.
     """
 
     kind: Kind
@@ -52,6 +53,7 @@ class ModelRef:
     device: str = "cpu"
     bands: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     held: Any = field(default=None, repr=False, compare=False)
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "held": None}
@@ -86,6 +88,8 @@ _IN_MEMORY: WeakValueDictionary[str, Any] = WeakValueDictionary()
 _LOADED: dict[tuple[str, ...], LoadedNetwork] = {}
 _LOADING = threading.Lock()
 _LOCKS: dict[str, threading.Lock] = {}
+_BUNDLES: dict[tuple[str, int, str], ModelRef] = {}
+_READING = threading.Lock()
 
 
 def bundle_ref(path: Path, device: str = "cpu") -> tuple[ModelRef, dict[str, Any]]:
@@ -113,6 +117,7 @@ def bundle_ref(path: Path, device: str = "cpu") -> tuple[ModelRef, dict[str, Any
         tasks=tuple(model.tasks),
         device=device,
         bands=_bands_of(model),
+        sizes=model.spec.sizes,
     )
     _keep(ref, model.network)
     arch = model.spec.arch if model.spec.images else None
@@ -141,29 +146,29 @@ def published_ref(
         raise WeightsError(f"model_weights: no file {path}. Expected published weights or a bundle folder.")
     digest = sha256_of(path)
     bands = {name: MODALITIES[name].bands for name in preparations}
-    return ModelRef("published", str(path.resolve()), digest, digest, preparations, tasks, spec, device, bands)
+    return ModelRef(
+        "published", str(path.resolve()), digest, digest, preparations, tasks, spec, device, bands, spec.sizes
+    )
 
 
-def memory_ref(model: Model, device: str | None = None) -> ModelRef:
+def memory_ref(model: Model, device: str | None = None, *, identify: bool = True) -> ModelRef:
     """Return the reference of a model in this process; it can be used by its threads only.
 
     Args:
         model: The model. Not changed: its network is copied when it is in training mode or on another device.
         device: None = where the network's weights are.
+        identify: Hash the weights, which names what a map was made with.
     """
     network = model.network
     state = network.state_dict()
-    here = next((str(tensor.device) for tensor in state.values()), "cpu")
-    device = device or here
-    if network.training or device != here:
+    present = next((str(tensor.device) for tensor in state.values()), "cpu")
+    device = device or present
+    if network.training or device != present:
         network = copy.deepcopy(network).to(device).eval()
     token = f"memory:{id(network):x}"
     _IN_MEMORY[token] = network
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        digest.update(name.encode())
-        digest.update(state[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    identity = digest.hexdigest()
+    identity = _digest(state) if identify else ""
+    sizes = model.spec.sizes if hasattr(model, "spec") else {}
     tasks = tuple(model.tasks)
     return ModelRef(
         "memory",
@@ -174,8 +179,17 @@ def memory_ref(model: Model, device: str | None = None) -> ModelRef:
         tasks,
         device=device,
         bands=_bands_of(model),
+        sizes=sizes,
         held=network,
     )
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(state[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _bands_of(model: Any) -> dict[str, tuple[str, ...]]:
@@ -191,6 +205,21 @@ def model_ref(model: Model | ModelRef | str | Path, device: str | None = None) -
     if isinstance(model, str | Path):
         return bundle_ref(Path(model), device or "cpu")[0]
     return memory_ref(model, device)
+
+
+def block_model(model: Model | ModelRef | str | Path, device: str | None = None) -> ModelRef:
+    """Return the reference of a model for one of many blocks: a bundle is read once per process, nothing is hashed."""
+    if isinstance(model, ModelRef):
+        return model
+    if not isinstance(model, str | Path):
+        return memory_ref(model, device, identify=False)
+    path, device = Path(model).resolve(), device or "cpu"
+    # A bundle is replaced as a whole folder.
+    key = str(path), path.stat().st_mtime_ns if path.is_dir() else 0, device
+    with _READING:
+        if key not in _BUNDLES:
+            _BUNDLES[key] = bundle_ref(path, device)[0]
+        return _BUNDLES[key]
 
 
 def load(ref: ModelRef) -> LoadedNetwork:

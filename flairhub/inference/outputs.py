@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import dask.array as da
 import numpy as np
 import rasterio
 import rasterio.shutil
+import xarray as xr
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
 from rasterio.windows import Window
 
-from flairhub.class_raster import describe_band
+from flairhub.class_raster import class_attributes, describe_band
 from flairhub.errors import ZoneError
 from flairhub.geo import GeoBox, same_crs
+from flairhub.inference.lazy_map import described, variable_name
+from flairhub.inference.map_store import Span, checksum_of
+from flairhub.inference.plan import MapPlan
 from flairhub.progress import Progress, silent
 from flairhub.tasks import IGNORE_INDEX, Language, Task
 
@@ -26,17 +31,20 @@ Layer = Literal["argmax", "class_prob", "confidence"]
 CONFIDENCE_SCALE = 254
 """Confidence is stored as round(254 x probability), so that 255 is free for no data."""
 
-Span = tuple[int, int]
-
 _PIECE_PX = 2048
-"""Pixels that are written and compared in one go, along y and x: whole tiles."""
+"""Pixels that are written in one go, along y and x: whole tiles."""
+
+_ARRAYS: dict[Layer, str] = {"argmax": "class", "class_prob": "probabilities", "confidence": "confidence"}
 
 
-class MapStore(Protocol):
-    """Finished maps that files are written from: the blocks of a run, or a map that was computed."""
+class MapSource(Protocol):
+    """A finished map that files are written from: the blocks of a run, or a map that was computed."""
 
     def read(self, array: str, rows: Span, cols: Span) -> NDArray[np.uint8]:
-        """Return (band, y, x) of a range of rows and of columns of an array, named as in `MapSpec.array`."""
+        """Return (y, x), or (class, y, x), of a range of rows and of columns of an array, named as in `MapSpec`."""
+
+    def checksums(self, array: str) -> Iterable[tuple[Span, Span, int]]:
+        """Rows, columns and checksum (`checksum_of`) of regions that cover an array."""
 
 
 def scaled_confidence(probability: NDArray[Any]) -> NDArray[np.uint8]:
@@ -64,6 +72,8 @@ class MapSpec:
         tags: Dataset tags.
         cog: Cloud-optimised with overviews; otherwise a tiled GeoTIFF.
         language: Of the class names.
+        array: Array of the map store.
+        mask: Array of the map store that holds the validity, for `class_prob`.
     """
 
     task: Task
@@ -72,6 +82,18 @@ class MapSpec:
     tags: Mapping[str, str]
     cog: bool
     language: Language = "en"
+    array: str = "class"
+    mask: str | None = None
+
+    @classmethod
+    def of(
+        cls, plan: MapPlan, task: Task, tasks: Sequence[Task], layer: Layer, tags: Mapping[str, str], cog: bool,
+        language: Language = "en",
+    ) -> MapSpec:  # fmt: skip
+        """Describe one raster of a run over `tasks`."""
+        mask = variable_name("valid", task, tasks) if layer == "class_prob" else None
+        array = variable_name(_ARRAYS[layer], task, tasks)
+        return cls(task, layer, plan.geobox, tags, cog, language, array, mask)
 
     @property
     def n_bands(self) -> int:
@@ -79,9 +101,9 @@ class MapSpec:
         return self.task.n_classes if self.output_type == "class_prob" else 1
 
     @property
-    def array(self) -> str:
-        """Array of the block store."""
-        return confidence_array(self.task.label) if self.output_type == "confidence" else self.task.label
+    def title(self) -> str:
+        """What is reported while it is written."""
+        return f"{self.task.label}_confidence" if self.output_type == "confidence" else self.task.label
 
     @property
     def tile_px(self) -> int:
@@ -94,30 +116,51 @@ def map_name(output_name: str, task: str, output_type: Layer) -> str:
     return f"{output_name}_{task}_{output_type}.tif"
 
 
-def confidence_array(task: str) -> str:
-    """Array of the block store that holds a task's confidence."""
-    return f"{task}_confidence"
-
-
 def stored_bands(task: Task, output_type: OutputType) -> int:
-    """Bands of the block store: those of the map and, for probabilities, the validity."""
+    """Bytes of a pixel in the map store: its class, or its probabilities and its validity."""
     return 1 if output_type == "argmax" else task.n_classes + 1
 
 
-def write_map(spec: MapSpec, store: MapStore, path: Path, progress: Progress = silent) -> None:
-    """Write a map from its blocks, read it back and compare.
+def stored_maps(plan: MapPlan, tasks: Sequence[Task], output_type: OutputType, confidence: bool) -> xr.Dataset:
+    """Return the map that a run stores, without its pixels; all uint8.
+
+    `class` (y, x), 255 = no data; or `probabilities` (class_name, y, x), round(255 x probability), with `valid` (y, x),
+    1 = data; and `confidence` (y, x), round(254 x highest probability), 255 = no data. With several tasks every name
+    ends in `_<task>`.
+    """
+    height, width = plan.geobox.height, plan.geobox.width
+    variables = {}
+    for task in tasks:
+        attributes: dict[str, dict[str, Any]] = {"class": {**class_attributes(task), "_FillValue": IGNORE_INDEX}}
+        if output_type == "class_prob":
+            validity = {"flag_values": [0, 1], "flag_meanings": "no_data data"}
+            attributes = {"probabilities": {"scale_factor": 1 / 255}, "valid": validity}
+        if confidence:
+            attributes["confidence"] = {"scale_factor": 1 / CONFIDENCE_SCALE, "_FillValue": IGNORE_INDEX}
+        for kind, facts in attributes.items():
+            leading = {variable_name("class_name", task, tasks): task.n_classes} if kind == "probabilities" else {}
+            array = da.zeros((*leading.values(), height, width), dtype="uint8", chunks=-1)
+            variable = xr.Variable((*leading, "y", "x"), array, {"task": task.label, **facts})
+            chunks = (*leading.values(), *plan.chunks)
+            variable.encoding = {"chunks": chunks, "fill_value": facts.get("_FillValue", 0)}
+            variables[variable_name(kind, task, tasks)] = variable
+    return described(plan, tasks, variables)
+
+
+def write_map(spec: MapSpec, source: MapSource, path: Path, progress: Progress = silent) -> None:
+    """Write a map from its blocks, read it back and compare with the checksums of the blocks.
 
     Args:
         spec: The map.
-        store: Its blocks.
+        source: Its pixels.
         path: Where to; the caller moves it to its name afterwards.
         progress: Told about finished pieces.
 
     Raises:
-        ZoneError: What was read back differs from what was written.
+        ZoneError: A block is damaged, or what was read back differs from what was written.
     """
     plain = path.with_suffix(".plain.tif") if spec.cog else path
-    _write_tiled(spec, store, plain, progress)
+    _write_tiled(spec, source, plain, progress)
     if spec.cog:
         resampling = "MODE" if spec.output_type == "argmax" else "AVERAGE"
         # The header needs room for tags and colours before the first tile.
@@ -132,10 +175,10 @@ def write_map(spec: MapSpec, store: MapStore, path: Path, progress: Progress = s
             BIGTIFF="IF_SAFER",
         )
         plain.unlink()
-    _compare(spec, store, path, progress)
+    _compare(spec, source, path, progress)
 
 
-def _write_tiled(spec: MapSpec, store: MapStore, path: Path, progress: Progress) -> None:
+def _write_tiled(spec: MapSpec, source: MapSource, path: Path, progress: Progress) -> None:
     profile: dict[str, Any] = {
         "driver": "GTiff",
         "dtype": "uint8",
@@ -160,12 +203,12 @@ def _write_tiled(spec: MapSpec, store: MapStore, path: Path, progress: Progress)
         _describe(spec, dataset)
         pieces = list(_pieces(spec.geobox))
         for done, (rows, cols) in enumerate(pieces, start=1):
-            values = store.read(spec.array, rows, cols)
+            values = source.read(spec.array, rows, cols)
             window = Window(cols[0], rows[0], cols[1] - cols[0], rows[1] - rows[0])
-            dataset.write(values[: spec.n_bands], window=window)
-            if spec.output_type == "class_prob":
-                dataset.write_mask(values[-1], window=window)
-            progress(f"write {spec.array}", done, len(pieces))
+            dataset.write(values if values.ndim == 3 else values[None], window=window)
+            if spec.mask is not None:
+                dataset.write_mask(source.read(spec.mask, rows, cols) * np.uint8(255), window=window)
+            progress(f"write {spec.title}", done, len(pieces))
 
 
 def _describe(spec: MapSpec, dataset: Any) -> None:
@@ -187,18 +230,20 @@ def _pieces(box: GeoBox) -> Iterator[tuple[Span, Span]]:
             yield (row, min(row + _PIECE_PX, box.height)), (col, min(col + _PIECE_PX, box.width))
 
 
-def _compare(spec: MapSpec, store: MapStore, path: Path, progress: Progress) -> None:
-    pieces = list(_pieces(spec.geobox))
+def _compare(spec: MapSpec, source: MapSource, path: Path, progress: Progress) -> None:
     with rasterio.open(path, driver="GTiff", sharing=False) as dataset:
         _compare_header(spec, dataset, path)
-        for done, (rows, cols) in enumerate(pieces, start=1):
+        expected = [(spec.array, *region) for region in source.checksums(spec.array)]
+        if spec.mask is not None:
+            expected += [(spec.mask, *region) for region in source.checksums(spec.mask)]
+        for done, (name, rows, cols, checksum) in enumerate(expected, start=1):
             window = Window(cols[0], rows[0], cols[1] - cols[0], rows[1] - rows[0])
-            written = dataset.read(window=window)
-            if spec.output_type == "class_prob":
-                written = np.concatenate([written, dataset.dataset_mask(window=window)[None]])
-            if not np.array_equal(written, store.read(spec.array, rows, cols)):
+            values = dataset.read(window=window) if name == spec.array else dataset.dataset_mask(window=window) > 0
+            if checksum_of(values.astype(np.uint8, copy=False)) != checksum:
+                if checksum_of(source.read(name, rows, cols)) != checksum:
+                    raise ZoneError(f"{path.name}: {name} is damaged at {window}. Run again to repair it.")
                 raise ZoneError(f"{path}: pixels at {window} differ from what was written. The disk may be failing.")
-            progress(f"check {spec.array}", done, len(pieces))
+            progress(f"check {spec.title}", done, len(expected))
 
 
 def _compare_header(spec: MapSpec, dataset: Any, path: Path) -> None:

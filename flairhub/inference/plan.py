@@ -13,10 +13,13 @@ from flairhub.geo import GeoBox
 from flairhub.inference.forward import PLAIN, Style
 from flairhub.inference.network import ModelRef
 from flairhub.inference.resample import output_length, output_ratio
-from flairhub.inference.windows import AxisWindows, block_edges, plan_axis
+from flairhub.inference.windows import AxisWindows, block_edges, chunk_length, plan_axis
 from flairhub.prepare import ImagePreparation
 from flairhub.timeseries import SeriesPreparation, check_channels
 from flairhub.zones import Raster, Zone
+
+DEFAULT_WINDOW_PX = 512
+"""Window of a model that does not say what it was trained at."""
 
 MAX_BLOCK_PX = 2048
 BLOCK_BYTES = 256_000_000
@@ -87,6 +90,11 @@ class MapPlan:
         box = self.zone.geobox
         return self.n_windows * self.rows.window**2 / (box.height * box.width)
 
+    @property
+    def chunks(self) -> tuple[int, int]:
+        """Chunk of a stored map along y and x: no chunk lies in two blocks."""
+        return chunk_length(self.row_edges), chunk_length(self.col_edges)
+
     def blocks(self) -> Iterator[tuple[int, int]]:
         """Row and column numbers of all blocks."""
         return product(range(self.n_blocks[0]), range(self.n_blocks[1]))
@@ -103,17 +111,33 @@ def map_sizes(
     margin_px: int | None = None,
     output_px_m: float | None = None,
     batch_size: int | None = None,
+    model: ModelRef | None = None,
 ) -> Sizes:
-    """Return the sizes that are given, else those of the configuration that opened the zone.
+    """Return the sizes that are given, else those of the configuration that opened the zone, else those of the model.
+
+    A model's window is what it was trained at, in whole pixels of every modality, and its margin an eighth of that.
 
     Raises:
-        UsageError: No window is given and no configuration opened the zone.
+        UsageError: No window is given, no configuration opened the zone, and no model helps.
     """
     given = {"window_px": window_px, "margin_px": margin_px, "output_px_m": output_px_m, "batch_size": batch_size}
     chosen = {**zone.suggested, **{key: value for key, value in given.items() if value is not None}}
     if "window_px" not in chosen:
-        raise UsageError("window_px: not given, and no configuration opened the zone. Pass window_px and margin_px.")
+        if model is None:
+            raise UsageError(
+                "window_px: not given, and no configuration opened the zone. Pass window_px and margin_px."
+            )
+        chosen["window_px"] = _trained_window(zone, model)
+        chosen.setdefault("margin_px", chosen["window_px"] // 8)
     return Sizes(**{"margin_px": 0, **chosen})
+
+
+def _trained_window(zone: Zone, model: ModelRef) -> int:
+    """Pixels of a training sample on the finest grid, rounded down to the lattice."""
+    known = [name for name in model.preparations if name in model.sizes and name in zone.rasters]
+    lead = min(known, key=zone.ratio, default=None)
+    window = DEFAULT_WINDOW_PX if lead is None else int(model.sizes[lead] * zone.ratio(lead))
+    return max(window // zone.lattice_px, 1) * zone.lattice_px
 
 
 def plan_axes(zone: Zone, sizes: Sizes) -> tuple[AxisWindows, AxisWindows]:
@@ -193,7 +217,12 @@ def fitted(zone: Zone, model: ModelRef) -> ModelRef:
         else preparation
         for name, preparation in model.preparations.items()
     }
-    return model if preparations == dict(model.preparations) else model.with_choice(preparations, model.tasks)
+    # The channels now count the bands of the rasters: fitting again changes nothing.
+    bands = {
+        name: zone.rasters[name].bands if preparations[name] != preparation else model.bands.get(name, ())
+        for name, preparation in model.preparations.items()
+    }
+    return replace(model, preparations=preparations, bands=bands)
 
 
 def _by_name(raster: Raster, preparation: Preparation, bands: tuple[str, ...]) -> Preparation:

@@ -15,26 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xarray as xr
 
 from flairhub.class_raster import category_xml, qgis_style
 from flairhub.errors import OutputExistsError
-from flairhub.inference.block import predict_block
-from flairhub.inference.extras import NONE, Extras, write_task_polygons
 from flairhub.inference.forward import PLAIN, Output, Style
+from flairhub.inference.lazy_map import blank_block, predict_block, variable_name
+from flairhub.inference.map_store import Block, BlockRecord, MapStore, Work, found_key
 from flairhub.inference.network import ModelRef, model_ref
-from flairhub.inference.outputs import (
-    CONFIDENCE_SCALE,
-    Layer,
-    MapSpec,
-    OutputType,
-    confidence_array,
-    map_name,
-    stored_bands,
-    write_map,
-)
+from flairhub.inference.outputs import Layer, MapSpec, OutputType, map_name, scaled_confidence, stored_maps, write_map
 from flairhub.inference.plan import MapPlan, fitted, map_sizes, plan_map
-from flairhub.inference.sidecars import stac_item, write_tiles
-from flairhub.inference.work import Block, BlockRecord, BlockStore, Work, found_key
+from flairhub.inference.sidecars import NONE, Extras, stac_item, write_task_polygons, write_tiles
 from flairhub.jobs import job_workers, run_jobs, write_text
 from flairhub.progress import Progress, silent
 from flairhub.tasks import IGNORE_INDEX, Task
@@ -46,7 +37,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
+
+_LESS_MEMORY = "Use a smaller block_px or batch_size."
 
 
 @dataclass(frozen=True)
@@ -197,32 +190,26 @@ def write_zone(
     started = time.monotonic()
     report = progress or silent
     ref = fitted(zone, model_ref(model))
-    sizes = map_sizes(zone, window_px, margin_px, output_px_m, batch_size)
+    sizes = map_sizes(zone, window_px, margin_px, output_px_m, batch_size, ref)
     plan = plan_map(zone, ref, sizes, block_px, style)
     tags = {**_tags(plan, ref), **({"FLAIRHUB_CONFIG_SHA256": config_hash} if config_hash else {})}
     extras.check(output_type)
     target = _Target(Path(folder), name, output_type, cog, tiles, config_yaml, tags, extras)
-    arrays = {task.label: stored_bands(task, output_type) for task in ref.tasks}
-    if extras.stores_confidence:
-        arrays |= {confidence_array(task.label): 1 for task in ref.tasks}
-    store = BlockStore(
-        str((target.work_folder / "blocks.zarr").absolute()),
-        plan.row_edges,
-        plan.col_edges,
-        arrays,
-    )
-    key = _key(plan, ref, output_type, arrays)
+    store = MapStore(str((target.work_folder / "map.zarr").absolute()), plan.row_edges, plan.col_edges)
+    maps = stored_maps(plan, ref.tasks, output_type, extras.stores_confidence)
+    key = _key(plan, ref, output_type, maps)
     if not overwrite:
         check_absent(target.folder, target.files(ref.tasks), target.work_folder, key if resume else "")
-    with Work.open(target.work_folder, key, store, resume=resume, discard_other=overwrite, lock=lock) as work:
+    with Work.open(target.work_folder, key, store, maps, resume=resume, discard_other=overwrite, lock=lock) as work:
         before = len(work.done)
         try:
-            _compute(plan, ref, work, output_type, workers, scheduler, report)
+            _compute(plan, ref, work, target, workers, scheduler, report)
             _finish(plan, ref, work, target, report)
         except KeyboardInterrupt:
-            total = plan.n_blocks[0] * plan.n_blocks[1]
-            message = f"{len(work.done)} of {total} blocks are done; the same command continues there."
-            raise KeyboardInterrupt(message) from None
+            raise KeyboardInterrupt(
+                f"{len(work.done)} of {plan.n_blocks[0] * plan.n_blocks[1]} blocks are done; "
+                f"the same command continues there."
+            ) from None
         result = _result(plan, ref, work, target, before, started)
         work.remove()
     return result
@@ -253,7 +240,7 @@ def _compute(
     plan: MapPlan,
     ref: ModelRef,
     work: Work,
-    output_type: OutputType,
+    target: _Target,
     workers: int,
     scheduler: str | None,
     report: Progress,
@@ -267,9 +254,9 @@ def _compute(
         log.info("%s: continuing, %d of %d blocks are there", work.folder, len(work.done), total)
     try:
         with job_workers(workers, scheduler) as pool:
-            function = partial(compute_block, plan, ref, work.store, output_type, stop=pool.stop)
-            remedy = "Use a smaller block_px or batch_size."
-            for block, record in run_jobs(pool, function, jobs, noun="block", hint=remedy):
+            confidence = target.extras.stores_confidence
+            function = partial(compute_block, plan, ref, work.store, target.output_type, confidence, stop=pool.stop)
+            for block, record in run_jobs(pool, function, jobs, noun="block", hint=_LESS_MEMORY):
                 work.record(block, record)
                 report("map", len(work.done), total)
     finally:
@@ -279,31 +266,31 @@ def _compute(
 def compute_block(
     plan: MapPlan,
     ref: ModelRef,
-    store: BlockStore,
+    store: MapStore,
     output_type: OutputType,
+    with_confidence: bool,
     block: Block,
     stop: threading.Event | None = None,
 ) -> BlockRecord:
     """Predict a block and write it to the store: one job."""
     outputs: list[Output] = ["class"] if output_type == "argmax" else ["class", "scaled"]
-    if any(confidence_array(task) in store.n_bands for task, _ in plan.tasks):
-        outputs.append("confidence")
-    values, valid = predict_block(plan, ref, block, outputs, stop)
-    crc, counts = {}, {}
-    for task, n_classes in plan.tasks:
-        classes = values[task, "class"]
-        if output_type == "argmax":
-            stored = classes[None]
-        else:
-            mask = np.where(valid, np.uint8(255), np.uint8(0))
-            stored = np.concatenate([values[task, "scaled"], mask[None]])
-        crc[task] = store.write(task, block, stored)
-        if "confidence" in outputs:
-            scaled = np.where(valid, np.rint(values[task, "confidence"] * CONFIDENCE_SCALE), IGNORE_INDEX)
-            name = confidence_array(task)
-            crc[name] = store.write(name, block, scaled.astype(np.uint8)[None])
-        counts[task] = tuple(np.bincount(classes[valid], minlength=n_classes).tolist())
-    return BlockRecord(crc, counts, int((~valid).sum()))
+    outputs += ["confidence"] if with_confidence else []
+    maps = predict_block(blank_block(plan, ref.tasks, outputs, block), plan.zone, ref, stop=stop)
+    crc: dict[str, int] = {}
+    counts, nodata = {}, 0
+    for task in ref.tasks:
+        name = partial(variable_name, task=task, tasks=ref.tasks)
+        classes = maps[name("class")].values
+        valid = classes != IGNORE_INDEX
+        stored = {name("class"): classes}
+        if output_type == "class_prob":
+            stored = {name("probabilities"): maps[name("scaled")].values, name("valid"): valid.astype(np.uint8)}
+        if with_confidence:
+            stored[name("confidence")] = scaled_confidence(maps[name("confidence")].values)
+        crc |= {array: store.write(array, block, values) for array, values in stored.items()}
+        counts[task.label] = tuple(np.bincount(classes[valid], minlength=task.n_classes).tolist())
+        nodata = int((~valid).sum())
+    return BlockRecord(crc, counts, nodata)
 
 
 def _finish(plan: MapPlan, ref: ModelRef, work: Work, target: _Target, report: Progress) -> None:
@@ -312,9 +299,8 @@ def _finish(plan: MapPlan, ref: ModelRef, work: Work, target: _Target, report: P
     moving, plan_text = work.folder / "moving.json", json.dumps({"names": names, "target": target.digest})
     if not moving.is_file() or moving.read_text() != plan_text:
         folder.mkdir(exist_ok=True)
-        work.check_stored()
         for task in ref.tasks:
-            _write_task(plan, task, work.store, target, folder, report)
+            _write_task(plan, ref.tasks, task, work, target, folder, report)
         if target.extras.stac:
             layers = target.layers
             files = {map_name(target.name, task.label, layer): (layer, task) for task in ref.tasks for layer in layers}
@@ -332,18 +318,21 @@ def _finish(plan: MapPlan, ref: ModelRef, work: Work, target: _Target, report: P
             os.replace(folder / name, target.folder / name)
 
 
-def _write_task(plan: MapPlan, task: Task, store: BlockStore, target: _Target, folder: Path, report: Progress) -> None:
-    box, extras = plan.geobox, target.extras
+def _write_task(
+    plan: MapPlan, tasks: Sequence[Task], task: Task, work: Work, target: _Target, folder: Path, report: Progress
+) -> None:
+    extras = target.extras
     for layer in target.layers:
-        spec = MapSpec(task, layer, box, target.tags, target.cog, extras.language)
-        write_map(spec, store, folder / map_name(target.name, task.label, layer), report)
+        spec = MapSpec.of(plan, task, tasks, layer, target.tags, target.cog, extras.language)
+        write_map(spec, work, folder / map_name(target.name, task.label, layer), report)
     if target.output_type == "argmax":
         name = map_name(target.name, task.label, "argmax")
         write_text(folder / f"{name}.aux.xml", category_xml(task, extras.language))
         write_text(folder / f"{name.removesuffix('.tif')}.qml", qgis_style(task, extras.language))
     if extras.polygons is not None:
         path = folder / f"{target.name}_{task.label}_polygons.{extras.polygons}"
-        write_task_polygons(extras, store, task, box, path)
+        arrays = variable_name("class", task, tasks), variable_name("confidence", task, tasks)
+        write_task_polygons(extras, work, task, arrays, plan.geobox, path)
 
 
 def _result(plan: MapPlan, ref: ModelRef, work: Work, target: _Target, before: int, started: float) -> ZonalResult:
@@ -380,7 +369,7 @@ def _tags(plan: MapPlan, ref: ModelRef) -> dict[str, str]:
     }
 
 
-def _key(plan: MapPlan, ref: ModelRef, output_type: OutputType, arrays: Mapping[str, int]) -> str:
+def _key(plan: MapPlan, ref: ModelRef, output_type: OutputType, maps: xr.Dataset) -> str:
     """Hash of all that decides the bytes of the blocks; batch size, workers and device do not."""
     zone = plan.zone
     facts: dict[str, Any] = {
@@ -394,7 +383,7 @@ def _key(plan: MapPlan, ref: ModelRef, output_type: OutputType, arrays: Mapping[
         "windows": [plan.sizes.window_px, plan.sizes.margin_px],
         "ratio": str(plan.ratio),
         "blocks": [plan.row_edges, plan.col_edges],
-        "output": [output_type, dict(arrays)],
+        "output": [output_type, {str(name): array.shape for name, array in maps.data_vars.items()}],
         "style": asdict(plan.style),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

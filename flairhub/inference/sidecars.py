@@ -1,10 +1,12 @@
-"""Files beside a map: tile footprints, a STAC item."""
+"""What a run writes beside its maps when asked: confidence, polygons, tile footprints, a STAC item."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,86 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flairhub.class_raster import stac_classes
+from flairhub.errors import UsageError
 from flairhub.geo import GeoBox, geopackage_time
-from flairhub.inference.outputs import CONFIDENCE_SCALE, Layer
+from flairhub.inference.outputs import CONFIDENCE_SCALE, Layer, MapSource, map_name, stored_probability
 from flairhub.inference.plan import MapPlan
-from flairhub.tasks import IGNORE_INDEX, Task
+from flairhub.inference.polygons import PolygonFormat, Span, trace, write_polygons
+from flairhub.tasks import IGNORE_INDEX, Language, Task
 from flairhub.version import __version__
 from flairhub.zones import Zone
+
+_PIECE_PX = 2048
+
+
+@dataclass(frozen=True)
+class Extras:
+    """Files beside the maps.
+
+    Attributes:
+        confidence: A raster of the highest probability per task.
+        polygons: Format of the polygons; None = none.
+        min_area_m2: Smaller polygons are left out.
+        stac: A STAC item.
+        language: Of the class names in all files.
+    """
+
+    confidence: bool = False
+    polygons: PolygonFormat | None = None
+    min_area_m2: float = 0.0
+    stac: bool = False
+    language: Language = "en"
+
+    @property
+    def stores_confidence(self) -> bool:
+        """Blocks keep their confidence: the raster or the polygons need it."""
+        return self.confidence or self.polygons is not None
+
+    def check(self, output_type: str) -> None:
+        """Raise UsageError when something asked for cannot be written."""
+        if self.polygons is not None and output_type != "argmax":
+            raise UsageError(f"write_polygons: needs output_type argmax, got {output_type}.")
+        if self.polygons == "parquet" and find_spec("pyarrow") is None:
+            raise UsageError(
+                "write_polygons: parquet needs the package pyarrow. Install it (pip install pyarrow), or use gpkg."
+            )
+
+    def names(self, name: str, tasks: Sequence[Task]) -> list[str]:
+        """Names of the files."""
+        files = [f"{name}_{task.label}_polygons.{self.polygons}" for task in tasks if self.polygons]
+        files += [map_name(name, task.label, "confidence") for task in tasks if self.confidence]
+        return files + ([f"{name}_stac.json"] if self.stac else [])
+
+
+NONE = Extras()
+
+
+def write_task_polygons(
+    extras: Extras, source: MapSource, task: Task, arrays: tuple[str, str | None], box: GeoBox, path: Path
+) -> None:
+    """Trace a finished class map.
+
+    Args:
+        extras: What is wanted.
+        source: The map.
+        task: Gives the names.
+        arrays: Of the classes and of the confidence; without the latter polygons have no such column.
+        box: Grid of the map.
+        path: File to write.
+    """
+    assert extras.polygons is not None
+    class_array, confidence_array = arrays
+
+    def read(rows: Span, cols: Span) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        classes = source.read(class_array, rows, cols)
+        if confidence_array is None:
+            return classes, np.zeros(classes.shape, np.float32)
+        return classes, stored_probability(source.read(confidence_array, rows, cols))
+
+    polygons = trace(read, box.height, box.width, _PIECE_PX)
+    path.unlink(missing_ok=True)
+    names, known = task.names_in(extras.language), confidence_array is not None
+    write_polygons(polygons, names, box, path, extras.polygons, extras.min_area_m2, known)
 
 
 def write_tiles(plan: MapPlan, path: Path) -> None:

@@ -12,13 +12,21 @@ ratio 51.2 -> 256). A window starts on it and is a multiple of it, so that every
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from math import gcd
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flairhub.errors import UsageError
+
+CHUNK_PX = 1024
+"""Longest chunk of a stored map, output pixels."""
+
+MOST_CHUNKS = 32
+"""Chunks along an axis of a block, at most: of a block of 2048 pixels none is shorter than 64."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +107,12 @@ def plan_axis(length: int, window: int, margin: int, lattice: int) -> AxisWindow
 def block_edges(n_out: int, block: int, ratio: Fraction, axis: AxisWindows) -> tuple[int, ...]:
     """Cut an output axis into blocks of at most `block` pixels, at the borders of cores where possible.
 
-    A cut elsewhere changes nothing but the time taken: the windows at the cut are computed for both blocks.
+    All blocks have one length, but for a shorter last one and, where cores start before the zone, a shorter first one.
+    The edges inside are multiples of a chunk length that a map can be stored with (`chunk_length`).
+
+    A cut elsewhere than at the border of a core changes nothing but the time taken: the windows at the cut are computed
+    for both blocks. That happens where blocks are shorter than cores, where no output pixel starts with a core, and
+    where cores start before the zone by so little that only tiny chunks would divide all edges.
 
     Args:
         n_out: Output pixels along the axis.
@@ -112,22 +125,51 @@ def block_edges(n_out: int, block: int, ratio: Fraction, axis: AxisWindows) -> t
     """
     if block < 1:
         raise UsageError(f"block_px: got {block}, expected at least 1.")
-    edges = [0]
-    while edges[-1] < n_out:
-        limit = min(edges[-1] + block, n_out)
-        edges.append(limit if limit == n_out else _last_cut(edges[-1], limit, ratio, axis))
-    return tuple(edges)
+    if n_out <= block:
+        return 0, n_out
+    first, length = _first_and_regular(block, *_core_borders(ratio, axis))
+    return (0, *range(first, n_out, length), n_out)
 
 
-def _last_cut(previous: int, limit: int, ratio: Fraction, axis: AxisWindows) -> int:
-    index = int(limit * ratio + axis.phase) // axis.step
-    while True:
-        cut = (index * axis.step - axis.phase) / ratio
-        if cut <= previous:
-            return limit
-        if cut.denominator == 1:
-            return int(cut)
-        index -= 1
+def _core_borders(ratio: Fraction, axis: AxisWindows) -> tuple[int, int]:
+    """The first output pixel above 0 that starts with a core, and how far apart such pixels are; (0, 0) = none."""
+    # Pixel e starts at fine pixel e * a / b, cores start at i * step - phase: e * a = -phase * b modulo step * b.
+    a, modulus = ratio.numerator, axis.step * ratio.denominator
+    common = gcd(a, modulus)
+    distance, rest = divmod(-axis.phase * ratio.denominator, common)
+    if rest:
+        return 0, 0
+    spacing = modulus // common
+    return (distance * pow(a // common, -1, spacing) - 1) % spacing + 1, spacing
+
+
+def _first_and_regular(block: int, border: int, spacing: int) -> tuple[int, int]:
+    """Length of the first block and of the others: those between half the largest and the largest that share the
+    longest chunk."""
+    if not 0 < spacing <= block:
+        return block, block
+    longest = block // spacing * spacing
+    if border == spacing:
+        return longest, longest
+    choices = [
+        (gcd(first, length), length, first)
+        for length in range(longest, longest // 2, -spacing)
+        for first in range(border, length, spacing)
+    ]
+    chunk, length, first = max(choices)
+    return (first, length) if chunk * MOST_CHUNKS >= length else (block, block)
+
+
+def chunk_length(edges: Sequence[int]) -> int:
+    """Return the length of the chunks of a map whose blocks have these edges: it divides every edge but the last.
+
+    Where a divisor allows it chunks are shorter than blocks, so that reading a part of a map costs little.
+    """
+    inner = gcd(*edges[:-1])
+    if not inner:
+        return min(edges[-1], CHUNK_PX)
+    divisors = (inner // pieces for pieces in range(1, 4 * inner // CHUNK_PX + 1) if inner % pieces == 0)
+    return next((length for length in divisors if length <= CHUNK_PX), inner)
 
 
 def taper(axis: AxisWindows) -> NDArray[np.float64]:

@@ -18,7 +18,8 @@ from rasterio.crs import CRS
 from flairhub.class_raster import task_of_attributes
 from flairhub.errors import DataError, UsageError
 from flairhub.geo import ALIGNMENT_TOLERANCE_PX, GeoBox, crs_name
-from flairhub.inference.outputs import confidence_array, scaled_confidence
+from flairhub.inference.map_store import checksum_of
+from flairhub.inference.outputs import scaled_confidence
 from flairhub.tasks import IGNORE_INDEX, Task
 
 ROWS = 2048
@@ -83,7 +84,7 @@ class ClassMap:
     def stored(self, folder: Path) -> Iterator[StoredMap]:
         """Compute the map once into a file without a name, for writers that read it more than once."""
         shape = (self.geobox.height, self.geobox.width)
-        names = [self.task.label] + ([confidence_array(self.task.label)] if self.confidence is not None else [])
+        names = ["class"] if self.confidence is None else ["class", "confidence"]
         with ExitStack() as stack:
             arrays = {}
             for name in names:
@@ -112,13 +113,20 @@ class ClassMap:
 
 @dataclass(frozen=True)
 class StoredMap:
-    """Layers of a map by name, (y, x) uint8, to read as `flairhub.inference` reads its blocks."""
+    """`class` and `confidence` of a map, (y, x) uint8, to read as `flairhub.inference` reads its blocks."""
 
     arrays: Mapping[str, NDArray[np.uint8]]
 
     def read(self, array: str, rows: Span, cols: Span) -> NDArray[np.uint8]:
-        """Return (1, y, x) of a range of rows and of columns."""
-        return np.asarray(self.arrays[array][slice(*rows), slice(*cols)])[None]
+        """Return (y, x) of a range of rows and of columns."""
+        return np.asarray(self.arrays[array][slice(*rows), slice(*cols)])
+
+    def checksums(self, array: str) -> Iterator[tuple[Span, Span, int]]:
+        """Yield rows, columns and checksum of the pieces of a layer."""
+        height, width = self.arrays[array].shape
+        for top in range(0, height, ROWS):
+            rows = top, min(top + ROWS, height)
+            yield rows, (0, width), checksum_of(self.read(array, rows, (0, width)))
 
 
 def class_map(array: xr.DataArray, confidence: xr.DataArray | None = None) -> ClassMap:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from flairhub.class_raster import category_xml, qgis_style
 from flairhub.errors import OutputExistsError, UsageError
-from flairhub.inference.extras import Extras, write_task_polygons
 from flairhub.inference.outputs import MapSpec, write_map
 from flairhub.inference.polygons import PolygonFormat
+from flairhub.inference.sidecars import Extras, write_task_polygons
 from flairhub.jobs import temporary_name, write_text
 from flairhub.maps.class_map import ClassMap
 from flairhub.tasks import Language
@@ -54,7 +54,8 @@ def write_polygon_file(
     extras.check("argmax")
     box = mapped.metric_box()
     with _unfinished(path, overwrite) as target, mapped.stored(target.parent) as store:
-        write_task_polygons(extras, store, mapped.task, box, target, mapped.confidence is not None)
+        arrays = "class", None if mapped.confidence is None else "confidence"
+        write_task_polygons(extras, store, mapped.task, arrays, box, target)
     return path
 
 

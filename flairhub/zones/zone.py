@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flairhub.errors import ZoneError
+from flairhub.errors import UsageError, ZoneError
 from flairhub.geo import ALIGNMENT_TOLERANCE_PX, MAX_RATIO_DENOMINATOR, GeoBox, crs_name, lattice_of, same_crs
 from flairhub.modalities import INPUTS, MODALITIES
 from flairhub.zones.cubes import region_rasters, zone_cube_rasters
@@ -62,6 +62,7 @@ class Zone:
     rasters: Mapping[str, Raster]
     quality: Mapping[str, Raster]
     suggested: Mapping[str, Any] = field(default_factory=dict)
+    _make_template: ClassVar[Callable[..., xr.Dataset] | None] = None
 
     def __repr__(self) -> str:
         box = self.geobox
@@ -93,6 +94,25 @@ class Zone:
     def ratio(self, name: str) -> Fraction:
         """Finest pixels of the zone per pixel of a modality."""
         return Fraction(self.geobox.width, self.rasters[name].geobox.width)
+
+    @classmethod
+    def register_template(cls, make: Callable[..., xr.Dataset]) -> None:
+        """Say what makes `template`: the room that runs models, which this one does not know."""
+        cls._make_template = make
+
+    def template(self, model: Any, **options: Any) -> xr.Dataset:
+        """Return what the maps of a model over this zone will look like, for `xr.map_blocks`.
+
+        Args:
+            model: Path of a bundle, or a loaded model.
+            options: `outputs`, `tasks`, `block_px`, `window_px`, `margin_px`, ...: see `flairhub.inference.template`.
+
+        Raises:
+            UsageError: Nobody has imported `flairhub.inference`, which `flairhub.open_zone` does.
+        """
+        if Zone._make_template is None:
+            raise UsageError("zone.template: needs flairhub.inference. Import it first.")
+        return Zone._make_template(self, model, **options)
 
     def to_xarray(self, chunk_px: int = 1024) -> xr.DataTree:
         """Return the rasters as lazy xarray: one node per modality and quality mask, each on its own grid.

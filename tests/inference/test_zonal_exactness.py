@@ -15,7 +15,7 @@ import xarray as xr
 
 from flairhub.errors import UsageError
 from flairhub.inference import predict_zone
-from flairhub.inference.block import predict_block
+from flairhub.inference.lazy_map import blank_block, predict_block
 from flairhub.inference.network import memory_ref, model_ref
 from flairhub.inference.plan import default_block, map_sizes, plan_axes, plan_map
 from flairhub.modalities import MODALITIES
@@ -332,10 +332,11 @@ def test_a_model_in_memory_stays_in_its_process(tmp_path: Path) -> None:
     assert travelled.held is None
     zone = made.open(8, 1)
     plan = plan_map(zone, travelled, map_sizes(zone))
-    assert predict_block(plan, travelled, (0, 0), ("class",))[1].all(), "the same process finds it again"
+    block = blank_block(plan, ref.tasks, ("class",), (0, 0))
+    assert (predict_block(block, zone, travelled)["class"] < 255).all(), "the same process finds it again"
     stranger = pickle.loads(pickle.dumps(ref).replace(ref.path.encode(), b"x" * len(ref.path)))
     with pytest.raises(UsageError, match="memory of another process"):
-        predict_block(plan, stranger, (0, 0), ("class",))
+        predict_block(block, zone, stranger)
 
 
 def test_a_training_model_is_copied_not_changed() -> None:

@@ -236,7 +236,7 @@ def test_command_writes_all_that_the_configuration_asks_for(tmp_path: Path, caps
 def test_extras_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="needs output_type argmax, got class_prob"):
         Extras(polygons="gpkg").check("class_prob")
-    monkeypatch.setattr("flairhub.inference.extras.find_spec", lambda _name: None)
+    monkeypatch.setattr("flairhub.inference.sidecars.find_spec", lambda _name: None)
     made = make_zone(tmp_path / "zone", 16, 16, {"AERIAL_RGBI": 1})
     path = write_zonal_config(tmp_path / "z.yaml", made, tmp_path / "no", {"write_polygons": "parquet"})
     with pytest.raises(ConfigError, match="parquet needs the package pyarrow"):

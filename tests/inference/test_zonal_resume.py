@@ -12,12 +12,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dask.array as da
+import numpy as np
 import pytest
+import rioxarray  # noqa: F401  (adds `.rio`)
+import xarray as xr
 import zarr
 
 from flairhub.errors import LockError, OutputExistsError, ZoneError
-from flairhub.inference import work as work_module
-from flairhub.inference.work import BlockRecord, BlockStore, Work
+from flairhub.inference import map_store
+from flairhub.inference.map_store import BlockRecord, MapStore, Work, checksum_of
+from flairhub.tasks import default_task
 from tests.helpers import killed_run
 from tests.helpers.waiting import HANG_S
 
@@ -118,7 +123,7 @@ def test_damaged_block_and_torn_journal_are_repaired(tmp_path: Path, finished: t
     interrupted(made, out, 6)
     journal = out / WORK / "journal.jsonl"
     journal.write_text(journal.read_text() + '{"block": [3, 3], "cr')
-    chunk = sorted(path for path in (out / WORK / "blocks.zarr").rglob("c/**/*") if path.is_file())[0]
+    chunk = sorted(path for path in (out / WORK / "map.zarr").rglob("class/c/**/*") if path.is_file())[0]
     chunk.write_bytes(chunk.read_bytes()[:-5])
     result = killed_run.run(made, out)
     assert 16 - 6 < result.n_computed < 16
@@ -146,38 +151,45 @@ def test_without_resume_all_is_computed_again(tmp_path: Path, finished: tuple[Pa
     assert files_of(out) == finished[1]
 
 
-def make_store(path: Path) -> BlockStore:
-    return BlockStore(str(path / "blocks.zarr"), (0, 3, 7, 8), (0, 4, 6), {"a": 2})
+def make_store(path: Path) -> tuple[MapStore, xr.Dataset]:
+    store = MapStore(str(path / "map.zarr"), (0, 3, 6, 8), (0, 4, 6))
+    variable = xr.Variable(("class_name", "y", "x"), da.zeros((2, 8, 6), dtype="uint8", chunks=-1))
+    variable.encoding = {"chunks": (2, 3, 2), "fill_value": 255}
+    return store, xr.Dataset({"a": variable})
 
 
-def test_store_reads_any_region(tmp_path: Path) -> None:
-    import numpy as np
-
+def test_store_is_an_array_of_the_map_that_blocks_fill(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 255, (2, 8, 6), dtype=np.uint8)
-    store = make_store(tmp_path)
-    store.create()
+    store, maps = make_store(tmp_path)
+    store.create(maps)
+    array = zarr.open_group(store.path, mode="r")["a"]
+    assert (array.shape, array.chunks, array.fill_value) == ((2, 8, 6), (2, 3, 2), 255)
+    assert (array[:] == 255).all()
     for row in range(3):
         for col in range(2):
-            rows, cols = store.row_edges[row : row + 2], store.col_edges[col : col + 2]
+            rows, cols = store.extent((row, col))
             crc = store.write("a", (row, col), values[:, slice(*rows), slice(*cols)])
-            assert store.checksum("a", (row, col)) == crc
-    for top in range(8):
-        for bottom in range(top + 1, 9):
-            found = store.read("a", (top, bottom), (1, 5))
-            np.testing.assert_array_equal(found, values[:, top:bottom, 1:5])
+            assert store.checksum("a", (row, col)) == crc == checksum_of(values[:, slice(*rows), slice(*cols)])
+    np.testing.assert_array_equal(array[:], values)
+    np.testing.assert_array_equal(store.read("a", (2, 7), (1, 5)), values[:, 2:7, 1:5])
+    shorter = values[:, 6:8, 4:6] // 2
+    store.write("a", (2, 1), shorter)
+    np.testing.assert_array_equal(store.read("a", (5, 8), (3, 6))[:, 1:, 1:], shorter)
+    np.testing.assert_array_equal(store.read("a", (5, 6), (3, 6)), values[:, 5:6, 3:6])
 
 
 def test_second_writer_is_refused(tmp_path: Path) -> None:
-    store = make_store(tmp_path)
-    with Work.open(tmp_path, "key", store, resume=True, discard_other=False) as work:
+    store, maps = make_store(tmp_path)
+    with Work.open(tmp_path, "key", store, maps, resume=True, discard_other=False) as work:
         work.record((0, 0), BlockRecord({}, {}, 0))
         with pytest.raises(
             LockError, match=rf"process {os.getpid()} on .* is writing this map. Wait for it, or stop it"
         ):
-            Work.open(tmp_path, "key", store, resume=True, discard_other=True).__enter__()
+            Work.open(tmp_path, "key", store, maps, resume=True, discard_other=True).__enter__()
         assert work.done
-    with Work.open(tmp_path, "key", store, resume=True, discard_other=False) as again:
+    with Work.open(tmp_path, "key", store, maps, resume=True, discard_other=False) as again:
         assert set(again.done) == {(0, 0)}
+    assert map_store.found_key(tmp_path) == "key"
 
 
 def test_a_file_system_without_locks(
@@ -196,11 +208,43 @@ def test_a_file_system_without_locks(
     assert not list(out.glob(".*"))
 
 
-def test_block_that_changed_after_the_journal_is_an_error(tmp_path: Path) -> None:
-    store = make_store(tmp_path)
-    with Work.open(tmp_path, "key", store, resume=True, discard_other=False) as work:
-        work.record((0, 0), BlockRecord({"a": 1}, {"a": (1,)}, 0))
-        with pytest.raises(ZoneError, match=r"block \(0, 0\) of a is damaged. Run again"):
-            work.check_stored()
-    assert zarr.open_group(store.path, mode="r")["a"].shape == (2, 12, 8)
-    assert work_module.found_key(tmp_path) == "key"
+@pytest.mark.parametrize("broken", ["changed", "torn", "gone"])
+def test_block_that_changed_after_the_journal_is_named_and_repaired(
+    tmp_path: Path, finished: tuple[Path, dict[str, bytes]], broken: str
+) -> None:
+    """A chunk goes bad after its block was journalled: no map appears, the next run computes that block again."""
+    made, out = killed_run.open_made(finished[0]), tmp_path / "out"
+
+    def breaking(stage: str, done: int, total: int) -> None:
+        if stage == "map" and done == total:
+            chunk = out / WORK / "map.zarr" / "class" / "c" / "1" / "2"
+            if broken == "changed":
+                zarr.open_array(out / WORK / "map.zarr", path="class", mode="r+")[30, 50] = 254
+            elif broken == "torn":
+                chunk.write_bytes(chunk.read_bytes()[:-5])
+            else:
+                chunk.unlink()
+
+    with pytest.raises(ZoneError, match=r"is damaged.*Run again to repair it"):
+        killed_run.run(made, out, progress=breaking)
+    assert not list(out.glob("*.tif"))
+    assert killed_run.run(made, out).n_computed == 1
+    assert files_of(out) == finished[1]
+
+
+def test_unfinished_map_opens_with_its_grid_and_classes(
+    tmp_path: Path, finished: tuple[Path, dict[str, bytes]]
+) -> None:
+    made, out = killed_run.open_made(finished[0]), tmp_path / "out"
+    interrupted(made, out, 6)
+    task = default_task("AERIAL_LABEL-COSIA")
+    with xr.open_zarr(out / WORK / "map.zarr", consolidated=False, mask_and_scale=False) as maps:
+        assert maps.rio.crs.to_epsg() == 2154
+        assert maps.rio.bounds() == pytest.approx(made.open(32, 4).geobox.bounds)
+        classes = maps["class"]
+        assert (classes.dims, classes.shape, classes.dtype) == (("y", "x"), (96, 96), np.dtype("uint8"))
+        assert classes.attrs["_FillValue"] == 255
+        assert classes.attrs["flag_values"] == list(range(19))
+        assert classes.attrs["flag_meanings"].split()[3] == "impervious_surface"
+        assert classes.attrs["flag_colors"].split() == [row.css for row in task.classes]
+        assert 6 * 24 * 24 <= int((classes != 255).sum()) < 96 * 96

@@ -1,7 +1,7 @@
-"""The work folder of a map in the making: finished blocks in a Zarr store and a journal of them.
+"""The work folder of a map in the making: the map as a Zarr store that blocks are written to, and a journal of them.
 
-A killed run continues from here. Every block fills one chunk of one array per task, so that blocks can be written
-in any order, by threads or machines; what is in the journal is complete, with its checksum.
+A killed run continues from here. Every block fills whole chunks, so that blocks can be written in any order, by threads
+or machines; what is in the journal is complete, with its checksum.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import xarray as xr
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec
+from zarr.codecs import ZstdCodec
 
 from flairhub.errors import OutputExistsError, ZoneError
 from flairhub.jobs import Journal, sweep, write_text, writer_lock
 
 Block = tuple[int, int]
+Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class BlockRecord:
     """A finished block.
 
     Attributes:
-        crc: crc32 of its chunk, by task.
+        crc: crc32 of its pixels, by array of the store.
         counts: Output pixels per class, by task.
         nodata: Output pixels without data.
     """
@@ -57,81 +59,71 @@ class BlockRecord:
 
 
 @dataclass(frozen=True)
-class BlockStore:
-    """Where blocks lie: small enough to travel with every job.
+class MapStore:
+    """A georeferenced map on disk that blocks are written to in any order: small enough to travel with every job.
+
+    A Zarr v3 group as xarray writes it, one array per task (and confidence, probabilities, validity) of the map's exact
+    shape, with coordinates and CRS. No chunk lies in two blocks.
 
     Attributes:
-        path: Zarr group, one array (band, y, x) uint8 per task, one chunk per block.
+        path: The group.
         row_edges: Block edges along y, output pixels.
         col_edges: Block edges along x.
-        n_bands: Bands by task.
-        fill: Value of nothing written, by task.
     """
 
     path: str
     row_edges: tuple[int, ...]
     col_edges: tuple[int, ...]
-    n_bands: Mapping[str, int]
-    fill: int = 255
 
-    @property
-    def block_shape(self) -> tuple[int, int]:
-        """Largest block: the chunk along y and x."""
-        return int(np.diff(self.row_edges).max()), int(np.diff(self.col_edges).max())
+    def create(self, maps: xr.Dataset) -> None:
+        """Write the metadata and the coordinates of a map, whose variables say in their encoding how they are stored:
+        `chunks`, which divide all edges, and `fill_value`, what is read where nothing was written."""
+        for variable in maps.data_vars.values():
+            variable.encoding["compressors"] = (ZstdCodec(level=1),)
+        maps.to_zarr(self.path, mode="w", compute=False, zarr_format=3, consolidated=False)
 
-    def create(self) -> None:
-        """Write the metadata of all arrays."""
-        height, width = self.block_shape
-        shape = (len(self.row_edges) - 1) * height, (len(self.col_edges) - 1) * width
-        for task, n_bands in self.n_bands.items():
-            zarr.create_array(
-                self.path,
-                name=task,
-                shape=(n_bands, *shape),
-                chunks=(n_bands, height, width),
-                dtype="uint8",
-                fill_value=self.fill,
-                compressors=BloscCodec(cname="zstd", clevel=1, shuffle="noshuffle"),
-            )
+    def write(self, name: str, block: Block, values: NDArray[np.uint8]) -> int:
+        """Write a block, (y, x) or (class, y, x), as whole chunks and return its crc32."""
+        self._array(name, "r+")[self._place(block)] = values
+        return checksum_of(values)
 
-    def write(self, task: str, block: Block, values: NDArray[np.uint8]) -> int:
-        """Write a block, (band, y, x), as one whole chunk and return its crc32."""
-        chunk = np.full((self.n_bands[task], *self.block_shape), self.fill, dtype=np.uint8)
-        chunk[:, : values.shape[1], : values.shape[2]] = values
-        self._array(task, "r+")[self._place(block)] = chunk
-        return zlib.crc32(chunk.tobytes())
-
-    def checksum(self, task: str, block: Block) -> int | None:
+    def checksum(self, name: str, block: Block) -> int | None:
         """Return the crc32 of a block as it is stored; None when it cannot be read."""
         try:
-            return zlib.crc32(np.asarray(self._array(task, "r")[self._place(block)]).tobytes())
+            return checksum_of(np.asarray(self._array(name, "r")[self._place(block)]))
         except (OSError, ValueError, RuntimeError):
             return None
 
-    def read(self, task: str, rows: tuple[int, int], cols: tuple[int, int]) -> NDArray[np.uint8]:
-        """Return a region of the map, (band, y, x), in output pixels; from however many blocks."""
-        array, (height, width) = self._array(task, "r"), self.block_shape
-        result = np.empty((self.n_bands[task], rows[1] - rows[0], cols[1] - cols[0]), dtype=np.uint8)
-        for row, top, bottom in _overlaps(self.row_edges, *rows):
-            for col, left, right in _overlaps(self.col_edges, *cols):
-                y, x = row * height - self.row_edges[row], col * width - self.col_edges[col]
-                part = np.asarray(array[:, top + y : bottom + y, left + x : right + x])
-                result[:, top - rows[0] : bottom - rows[0], left - cols[0] : right - cols[0]] = part
-        return result
+    def read(self, name: str, rows: Span, cols: Span) -> NDArray[np.uint8]:
+        """Return a region of the map, (y, x) or (class, y, x), in output pixels; from however many blocks.
 
-    def _array(self, task: str, mode: Any) -> Any:
-        return zarr.open_array(self.path, path=task, mode=mode)
+        Raises:
+            ZoneError: A chunk is damaged.
+        """
+        try:
+            return np.asarray(self._array(name, "r")[..., slice(*rows), slice(*cols)])
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ZoneError(
+                f"{self.path}: {name} is damaged in rows {rows[0]}-{rows[1] - 1}, columns {cols[0]}-{cols[1] - 1} "
+                f"({error}). Run again to repair it."
+            ) from error
 
-    def _place(self, block: Block) -> tuple[slice, slice, slice]:
-        (row, col), (height, width) = block, self.block_shape
-        return slice(None), slice(row * height, (row + 1) * height), slice(col * width, (col + 1) * width)
+    def _array(self, name: str, mode: Any) -> Any:
+        return zarr.open_array(self.path, path=name, mode=mode)
+
+    def extent(self, block: Block) -> tuple[Span, Span]:
+        """First row and one past the last, and the same for columns, of a block."""
+        row, col = block
+        return (self.row_edges[row], self.row_edges[row + 1]), (self.col_edges[col], self.col_edges[col + 1])
+
+    def _place(self, block: Block) -> tuple[Any, slice, slice]:
+        rows, cols = self.extent(block)
+        return ..., slice(*rows), slice(*cols)
 
 
-def _overlaps(edges: tuple[int, ...], first: int, last: int) -> list[tuple[int, int, int]]:
-    """Blocks that overlap `[first, last)`, each with the shared range."""
-    low = int(np.searchsorted(edges, first, side="right")) - 1
-    high = int(np.searchsorted(edges, last, side="left"))
-    return [(i, max(first, edges[i]), min(last, edges[i + 1])) for i in range(low, high)]
+def checksum_of(values: NDArray[np.uint8]) -> int:
+    """crc32 of a block, (y, x) or (class, y, x)."""
+    return zlib.crc32(np.ascontiguousarray(values).data)
 
 
 @dataclass
@@ -141,19 +133,27 @@ class Work:
     Attributes:
         folder: The folder; removed when the map is finished.
         key: What the blocks are made of: model, configuration, data, block layout.
-        store: The blocks.
+        store: The map.
         done: Finished blocks.
     """
 
     folder: Path
     key: str
-    store: BlockStore
+    store: MapStore
     done: dict[Block, BlockRecord] = field(default_factory=dict)
 
     @classmethod
     @contextmanager
     def open(
-        cls, folder: Path, key: str, store: BlockStore, *, resume: bool, discard_other: bool, lock: bool = True
+        cls,
+        folder: Path,
+        key: str,
+        store: MapStore,
+        maps: xr.Dataset,
+        *,
+        resume: bool,
+        discard_other: bool,
+        lock: bool = True,
     ) -> Iterator[Self]:
         """Create a work folder or continue one.
 
@@ -161,6 +161,7 @@ class Work:
             folder: The folder.
             key: See the class.
             store: Where its blocks go.
+            maps: The map to make there, see `MapStore.create`.
             resume: Continue what is there; False starts over.
             discard_other: Throw away what another model or configuration has begun; otherwise refuse.
             lock: Use the locks of the file system; see `flairhub.jobs.writer_lock`.
@@ -171,10 +172,10 @@ class Work:
         """
         with writer_lock(folder, "map", lock):
             work = cls(folder, key, store)
-            work._prepare(resume, discard_other)
+            work._prepare(maps, resume, discard_other)
             yield work
 
-    def _prepare(self, resume: bool, discard_other: bool) -> None:
+    def _prepare(self, maps: xr.Dataset, resume: bool, discard_other: bool) -> None:
         begun = found_key(self.folder)
         if begun is not None and begun != self.key and resume and not discard_other:
             raise OutputExistsError(
@@ -184,12 +185,12 @@ class Work:
         if begun != self.key or not resume:
             if self.folder.exists():
                 shutil.rmtree(self.folder)
-            self.store.create()
+            self.store.create(maps)
             write_text(self.folder / "key.json", json.dumps({"key": self.key}))
         sweep(self.folder)
         for fields in self._journal.read():
             block, record = tuple(fields["block"]), BlockRecord.from_json(fields)
-            if all(self.store.checksum(task, block) == crc for task, crc in record.crc.items()):
+            if all(self.store.checksum(name, block) == crc for name, crc in record.crc.items()):
                 self.done[block] = record
         self._journal.rewrite(record.to_json(block) for block, record in self.done.items())
 
@@ -202,12 +203,13 @@ class Work:
         self._journal.append(record.to_json(block))
         self.done[block] = record
 
-    def check_stored(self) -> None:
-        """Raise ZoneError when a finished block is no longer what it was."""
-        for block, record in self.done.items():
-            for task, crc in record.crc.items():
-                if self.store.checksum(task, block) != crc:
-                    raise ZoneError(f"{self.store.path}: block {block} of {task} is damaged. Run again to repair it.")
+    def read(self, array: str, rows: Span, cols: Span) -> NDArray[np.uint8]:
+        """Return a region of the map; see `MapStore.read`."""
+        return self.store.read(array, rows, cols)
+
+    def checksums(self, array: str) -> list[tuple[Span, Span, int]]:
+        """Rows, columns and checksum of the finished blocks of an array, in their order."""
+        return [(*self.store.extent(block), record.crc[array]) for block, record in sorted(self.done.items())]
 
     def remove(self) -> None:
         """Delete the folder: the map is in its place."""
