@@ -269,8 +269,13 @@ def described(plan: MapPlan, tasks: Sequence[Task], variables: Mapping[str, xr.V
     for task in tasks:
         dim = variable_name("class_name", task, tasks)
         if dim in maps.dims:
-            maps = maps.assign_coords({dim: list(task.names)})
-    return maps.rio.write_crs(plan.geobox.crs_wkt).rio.write_transform(plan.geobox.affine())
+            # As objects they are stored as text of any length, which every reader of Zarr knows.
+            maps = maps.assign_coords({dim: np.array(task.names, dtype=object)})
+    maps = maps.rio.write_crs(plan.geobox.crs_wkt).rio.write_transform(plan.geobox.affine())
+    for variable in maps.data_vars.values():
+        # Read back as a coordinate, and the CRS with it, also by readers that do not follow `grid_mapping`.
+        variable.encoding["coordinates"] = "spatial_ref"
+    return maps
 
 
 def _lazy(plan: MapPlan, tasks: Sequence[Task], outputs: Iterable[Output], make: MakeArray) -> xr.Dataset:

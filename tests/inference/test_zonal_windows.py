@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from flairhub.errors import UsageError
 from flairhub.geo import lattice_of
 from flairhub.inference.resample import apply_taps, output_length, output_ratio, resample, taps
-from flairhub.inference.windows import block_edges, plan_axis
+from flairhub.inference.windows import MOST_CHUNKS, block_edges, chunk_length, plan_axis
 from flairhub.zones.raster import mirrored
 
 
@@ -60,9 +60,35 @@ def test_blocks_tile_the_output_and_prefer_core_borders(made, block: int, ratio:
     assert edges[0] == 0
     assert edges[-1] == n_out
     assert all(0 < b - a <= block for a, b in pairwise(edges))
-    if ratio == 1 and block >= axis.step:
+    lengths = np.diff(edges)
+    chunk = chunk_length(edges)
+    assert not any(edge % chunk for edge in edges[1:-1]), "no chunk lies in two blocks"
+    assert len(set(lengths[1:-1])) <= 1
+    assert (lengths[[0, -1]] <= max(lengths[1:-1], default=n_out)).all()
+    assert len(lengths) == 1 or chunk * MOST_CHUNKS >= lengths[:-1].max()
+    if ratio == 1 and block >= axis.step and (axis.phase == 0 or axis.phase * MOST_CHUNKS >= block):
         borders = {axis.core(i)[0] for i in range(axis.count)}
         assert set(edges[:-1]) <= borders
+
+
+@pytest.mark.parametrize(
+    ("lattice", "window", "margin", "edges", "chunk"),
+    [
+        (1, 512, 64, (0, 1920, 3840, 5760), 960),
+        (256, 512, 128, (0, 896, 2688, 4480, 6144), 896),
+        (256, 1024, 100, (0, 1408, 2944, 4480, 6016, 6144), 128),
+        (50, 500, 125, (0, 1225, 2975, 4725, 6000), 175),
+        # Cores start 4 px before the zone: chunks that divide their borders would be 20 px long.
+        (8, 512, 60, (0, 2048, 4096, 6144), 1024),
+    ],
+)
+def test_chunks_divide_blocks_of_published_pixels(
+    lattice: int, window: int, margin: int, edges: tuple[int, ...], chunk: int
+) -> None:
+    length = edges[-1] // lattice * lattice
+    found = block_edges(length, 2048, Fraction(1), plan_axis(length, window, margin, lattice))
+    assert found == (*edges[:-1], length)
+    assert chunk_length(found) == chunk
 
 
 def test_published_sizes() -> None:
