@@ -27,7 +27,7 @@ _PUBLIC = {
     "ingest_zone": "flairhub.ingest",
     "train": "flairhub.training",
     "evaluate": "flairhub.training",
-    "zone": "flairhub.zones.sources",
+    "zone": "flairhub.inference",
 }
 """Room of each public name."""
 

@@ -19,7 +19,7 @@ from tests.helpers.makers import PatchFiles, write_train_config
 from tests.helpers.zone_makers import make_zone
 
 NAMES = ["open_cube", "open_roi", "loader", "patches", "open_zone", "load_model", "load_config", "predict_zone"]
-NAMES += ["zone", "write_zone", "check", "ingest", "ingest_zone", "train", "evaluate"]
+NAMES += ["zone", "predict_block", "write_zone", "check", "ingest", "ingest_zone", "train", "evaluate"]
 
 
 def test_every_name_of_the_design_is_public_and_described() -> None:

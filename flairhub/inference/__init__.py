@@ -6,6 +6,7 @@ from flairhub.inference.lazy_map import predict_block, predict_zone, template
 from flairhub.inference.plan import Sizes
 from flairhub.inference.run import MapFile, ZonalResult, write_zone
 from flairhub.inference.sidecars import Extras
+from flairhub.zones.sources import zone
 
 __all__ = [
     "Extras",
@@ -19,5 +20,6 @@ __all__ = [
     "run_zonal",
     "template",
     "write_zone",
+    "zone",
     "zone_model",
 ]

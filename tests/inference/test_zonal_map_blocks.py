@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from flairhub.prepare import ImagePreparation
 from flairhub.tasks import default_task
 from flairhub.timeseries import SeriesPreparation
 from tests.helpers.bundle_makers import make_bundle
+from tests.helpers.waiting import HANG_S
 from tests.helpers.zone_makers import fake_model, make_zone
 
 RATIOS = {"AERIAL_RGBI": 1, "SPOT_RGBI": 4, "SENTINEL2_TS": 8}
@@ -118,6 +121,31 @@ def test_building_calls_nothing_and_a_slice_only_its_blocks(several: tuple[Any, 
     values = maps["class_AERIAL_LABEL-COSIA"].isel(y=slice(0, 20), x=slice(0, 20)).data
     values.compute(scheduler="synchronous")
     assert model.network.samples == 1
+
+
+def test_zone_of_arrays_has_a_template_at_once(tmp_path: Path) -> None:
+    """In a process that has imported nothing but the package, and with bands that go by name."""
+    make_zone(tmp_path, 48, 40, {"AERIAL_RGBI": 1})
+    make_bundle(tmp_path / "bundle", {"AERIAL_RGBI": ImagePreparation((4, 1, 2))})
+    code = """if True:
+        import sys
+        import numpy as np, rioxarray, xarray as xr
+        import flairhub as fh
+        ortho = rioxarray.open_rasterio(sys.argv[1] + "/AERIAL_RGBI.tif").assign_coords(band=["R", "G", "B", "NIR"])
+        maps = []
+        for bands in (["R", "G", "B", "NIR"], ["NIR", "B", "R", "G"]):
+            zone = fh.zone(AERIAL_RGBI=ortho.sel(band=bands))
+            template = zone.template(sys.argv[1] + "/bundle", window_px=32, margin_px=4, block_px=24)
+            mapped = xr.map_blocks(fh.predict_block, template, args=[zone, sys.argv[1] + "/bundle"], template=template)
+            maps.append(mapped["class"].values)
+            lazy = fh.predict_zone(zone, sys.argv[1] + "/bundle", window_px=32, margin_px=4)
+            np.testing.assert_array_equal(lazy["class"].values, maps[-1])
+        np.testing.assert_array_equal(*maps)
+        print(len(np.unique(maps[0])))
+    """
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=HANG_S)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) > 1
 
 
 def test_bundle_in_several_processes(tmp_path: Path) -> None:
