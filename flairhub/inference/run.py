@@ -18,7 +18,7 @@ import numpy as np
 import xarray as xr
 
 from flairhub.class_raster import category_xml, qgis_style
-from flairhub.errors import OutputExistsError
+from flairhub.errors import OutputExistsError, UsageError
 from flairhub.inference.forward import PLAIN, Output, Style
 from flairhub.inference.lazy_map import blank_block, predict_block, variable_name
 from flairhub.inference.map_store import Block, BlockRecord, MapStore, Work, found_key
@@ -187,6 +187,8 @@ def write_zone(
         LockError: Another process makes this map, or the file system has no locks.
         JobError: Workers die again and again, or are gone.
     """
+    if workers < 1:
+        raise UsageError(f"workers: got {workers}, expected at least 1.")
     started = time.monotonic()
     report = progress or silent
     ref = fitted(zone, model_ref(model))
