@@ -34,7 +34,7 @@ PREPARATIONS: Mapping[str, Any] = {
     "AERIAL_RGBI": ImagePreparation((1, 2, 3), None, "custom", (50.0, 51.0, 52.0), (20.0, 21.0, 22.0)),
     "SENTINEL2_TS": SeriesPreparation((1, 3, 4, 9), CloudFilter(55, 65, 0.4), "monthly"),
 }
-N_BLOCKS = 12
+N_BLOCKS = 20
 
 
 @pytest.fixture(scope="module")
