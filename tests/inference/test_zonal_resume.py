@@ -43,9 +43,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 
 def killed(folder: Path, *arguments: object) -> list[str]:
     """Run in another process, which dies where the arguments say; return the lines it has printed."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, str(Path(killed_run.__file__)), str(folder), *(str(one) for one in arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, timeout=HANG_S)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=HANG_S)
     assert done.returncode == -signal.SIGKILL
     return done.stdout.splitlines()
 

@@ -384,7 +384,8 @@ def test_ctrl_c_ends_after_the_running_windows_and_the_same_command_continues(
     options = ["--config", str(yaml_path), *(part for one in sets for part in ("--set", one)), *arguments]
     with start(tmp_path, options) as process:
         assert process.stdout is not None
-        assert [process.stdout.readline() for _ in range(2)] == ["window\n"] * 2
+        lines = [process.stdout.readline() for _ in range(2)]
+        assert lines == ["window\n"] * 2, process.communicate(timeout=HANG_S)[1]
         os.killpg(process.pid, signal.SIGINT)
         if arguments:
             (tmp_path / stopped_zonal.GO_ON).touch()
@@ -393,11 +394,11 @@ def test_ctrl_c_ends_after_the_running_windows_and_the_same_command_continues(
     if not arguments:
         assert out.split() == ["computed"] * 2, "the running windows end, and no other one begins"
     wait_until(lambda: session_ends(process.pid), "the end of all workers")
-    lines = [line for line in err.splitlines() if line]
-    assert len(lines) == 1
-    assert lines[0].startswith("Interrupted. ")
-    assert lines[0].endswith(f" of {N_BLOCKS} blocks are done; the same command continues there.")
-    n_done = int(lines[0].split()[1])
+    said = [line for line in err.splitlines() if line]
+    assert len(said) == 1
+    assert said[0].startswith("Interrupted. ")
+    assert said[0].endswith(f" of {N_BLOCKS} blocks are done; the same command continues there.")
+    n_done = int(said[0].split()[1])
     assert not list(tmp_path.glob("*.tif"))
     result: ZonalResult = run_zonal(configured(yaml_path, tmp_path))
     assert 0 < result.n_blocks - result.n_computed <= n_done + 1
