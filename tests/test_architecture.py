@@ -18,6 +18,7 @@ FLOORS = {
     "validity": 0,
     "version": 0,
     "jobs": 0,
+    "not_finite": 0,
     "modalities": 1,
     "tasks": 1,
     "baselines": 2,
