@@ -32,8 +32,8 @@ from torch import nn
 
 from flairhub.inference import predict_zone, write_zone
 from flairhub.inference.batches import make_batch, read_block
-from flairhub.inference.network import load, model_ref
-from flairhub.inference.plan import map_sizes, plan_map
+from flairhub.inference.map_plan import map_sizes, plan_map
+from flairhub.inference.model_ref import load, model_ref
 from flairhub.models import NetworkSpec, SeriesOptions, build_network, save_bundle
 from flairhub.prepare import ImagePreparation
 from flairhub.tasks import default_task

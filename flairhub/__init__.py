@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from flairhub.training import loader as loader
     from flairhub.training import patches as patches
     from flairhub.training import train as train
-    from flairhub.zones.sources import zone as zone
+    from flairhub.zones import zone as zone
 
 
 def __getattr__(name: str) -> Any:

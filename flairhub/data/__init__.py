@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from flairhub.data.augment import Photometric, apply_dihedral, dihedral_codes, undo_dihedral
+from flairhub.data.augment import (
+    FLIP_X,
+    FLIP_Y,
+    N_SYMMETRIES,
+    Photometric,
+    apply_dihedral,
+    dihedral_codes,
+    undo_dihedral,
+)
 from flairhub.data.batch import Batch, PreparedBatch
 from flairhub.data.datasets import BatchDataset, PatchDataset
 from flairhub.data.loader import BatchLoader
@@ -11,6 +19,9 @@ from flairhub.data.sampler import Sampler
 from flairhub.data.workers import Transform
 
 __all__ = [
+    "FLIP_X",
+    "FLIP_Y",
+    "N_SYMMETRIES",
     "Batch",
     "BatchDataset",
     "BatchLoader",

@@ -1,12 +1,11 @@
 """Zonal inference: windows, lazy prediction over dask, maps on disk."""
 
 from flairhub.inference.configured import open_zone, run_zonal, zone_model
-from flairhub.inference.forward import Style
 from flairhub.inference.lazy_map import predict_block, predict_zone, template
-from flairhub.inference.plan import Sizes
+from flairhub.inference.map_plan import Sizes, Style
 from flairhub.inference.run import MapFile, ZonalResult, write_zone
 from flairhub.inference.sidecars import Extras
-from flairhub.zones.sources import zone
+from flairhub.zones import zone
 
 __all__ = [
     "Extras",

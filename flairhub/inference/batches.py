@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flairhub.data.batch import Batch, PreparedBatch
-from flairhub.data.prepare import Preparation, prepare_batch
+from flairhub.data import Batch, Preparation, PreparedBatch, prepare_batch
 from flairhub.timeseries import Series, SeriesPreparation, prepare_series
 from flairhub.validity import resized
 from flairhub.zones import Pixels, Raster, Zone

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, product
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from flairhub.data import FLIP_X, FLIP_Y, PreparedBatch, undo_dihedral
+from flairhub.errors import ZoneError
 from flairhub.inference.batches import BlockPixels, make_batch, read_block, valid_region
-from flairhub.inference.forward import Output, read_probabilities, window_outputs
-from flairhub.inference.network import LoadedNetwork, ModelRef, load
-from flairhub.inference.plan import MapPlan
+from flairhub.inference.map_plan import MapPlan, Output, Style
+from flairhub.inference.model_ref import LoadedNetwork, ModelRef, load
 from flairhub.inference.resample import Taps, resample, taps
 from flairhub.inference.windows import AxisWindows, touching, weights_of
 from flairhub.jobs import Stopped
@@ -26,6 +28,8 @@ round(255 x probability)."""
 
 NODATA: dict[Output, Any] = {"class": IGNORE_INDEX, "confidence": np.nan, "probabilities": np.nan, "scaled": 0}
 DTYPES: dict[Output, str] = {"class": "uint8", "confidence": "float32", "probabilities": "float32", "scaled": "uint8"}
+
+_FLIPS = (0, FLIP_Y, FLIP_X, FLIP_Y | FLIP_X)
 
 
 def predict_region(
@@ -131,8 +135,8 @@ class _Run:
             plan.zone, self.pixels, self.model.preparations, starts, plan.rows.window, self.network.device
         )
         size = (plan.rows.window, plan.cols.window)
-        found = window_outputs(self.network, batch, size, plan.tasks, outputs, plan.style, crop)
-        return {key: values[:n_windows] for key, values in found.items()}, has_data[:n_windows]
+        results = window_outputs(self.network, batch, size, plan.tasks, outputs, plan.style, crop)
+        return {key: values[:n_windows] for key, values in results.items()}, has_data[:n_windows]
 
 
 @dataclass(frozen=True)
@@ -192,9 +196,9 @@ def _predict_cores(
     rows, cols = run.plan.rows, run.plan.cols
     core = slice(rows.crop, rows.crop + rows.step), slice(cols.crop, cols.crop + cols.step)
     outputs = tuple(dict.fromkeys(output for _, output in values))
-    found, has_data = run.predict(parts, outputs, core)
+    results, has_data = run.predict(parts, outputs, core)
     for key, array in values.items():
-        for part, window in zip(parts, found[key], strict=True):
+        for part, window in zip(parts, results[key], strict=True):
             y, x = _shifted(part.source[0], rows.crop), _shifted(part.source[1], cols.crop)
             array[..., part.target[0], part.target[1]] = window[..., y, x]
     for part in (part for part, data in zip(parts, has_data, strict=True) if not data):
@@ -216,7 +220,7 @@ def _blended(
     sums = {task: np.zeros((n, *shape), dtype=np.float32) for task, n in plan.tasks}
     total = np.zeros(shape, dtype=np.float32)
     for parts in _batched(needed, plan.sizes.batch_size):
-        found, has_data = run.predict(parts, ("probabilities",), everything)
+        results, has_data = run.predict(parts, ("probabilities",), everything)
         for number, part in enumerate(parts):
             if not has_data[number]:
                 continue
@@ -230,7 +234,7 @@ def _blended(
             )
             total[part.target] += weight
             for task, array in sums.items():
-                window = found[task, "probabilities"][number]
+                window = results[task, "probabilities"][number]
                 array[:, part.target[0], part.target[1]] += window[:, part.source[0], part.source[1]] * weight
     return sums, total
 
@@ -249,3 +253,99 @@ def _resampled(
         for output in outputs:
             values[task, output] = read_probabilities(means, output)
     return values, valid
+
+
+def window_outputs(
+    network: LoadedNetwork,
+    batch: PreparedBatch,
+    size: tuple[int, int],
+    tasks: Sequence[tuple[str, int]],
+    outputs: Sequence[Output],
+    style: Style,
+    crop: tuple[slice, slice] = (slice(None), slice(None)),
+) -> dict[tuple[str, Output], NDArray[Any]]:
+    """Predict windows.
+
+    Args:
+        network: The network; this function takes its lock.
+        batch: The windows.
+        size: Window height and width in finest pixels.
+        tasks: (name, number of classes).
+        outputs: What to read out.
+        style: Precision and flips.
+        crop: Rows and columns of a window to read out.
+
+    Returns:
+        By task and output: (window, y, x) or (window, class, y, x).
+
+    Raises:
+        ZoneError: The network does not give a task or its number of classes.
+    """
+    with network.lock, torch.inference_mode():
+        if not style.flips:
+            logits = _cropped(_logits(network, batch, size, tasks, style), crop)
+            return {
+                (task, output): _read_out(values, output).cpu().numpy()
+                for task, values in logits.items()
+                for output in outputs
+            }
+        sums: dict[str, torch.Tensor] = {}
+        for code in _FLIPS:
+            logits = _logits(network, _flipped(batch, code), size, tasks, style)
+            turned = _cropped({task: undo_dihedral(values, code) for task, values in logits.items()}, crop)
+            for task, values in turned.items():
+                part = values.softmax(dim=1)
+                sums[task] = sums[task] + part if task in sums else part
+        return {
+            (task, output): from_probabilities(values / len(_FLIPS), output, dim=1).cpu().numpy()
+            for task, values in sums.items()
+            for output in outputs
+        }
+
+
+def from_probabilities(probabilities: torch.Tensor, output: Output, dim: int) -> torch.Tensor:
+    """Read class, confidence or scaled values from probabilities; `dim` holds the classes."""
+    if output == "class":
+        return probabilities.argmax(dim=dim).to(torch.uint8)
+    if output == "confidence":
+        return probabilities.amax(dim=dim)
+    return probabilities if output == "probabilities" else (probabilities * 255).round().to(torch.uint8)
+
+
+def _logits(
+    network: LoadedNetwork,
+    batch: PreparedBatch,
+    size: tuple[int, int],
+    tasks: Sequence[tuple[str, int]],
+    style: Style,
+) -> dict[str, torch.Tensor]:
+    kind = network.device.split(":")[0]
+    with torch.autocast(kind, dtype=torch.bfloat16, enabled=style.bf16):
+        dates, masks, present = batch.dates or None, batch.masks or None, batch.present or None
+        logits = network.network(batch.inputs, dates, masks, size=size, present=present).logits
+    for task, expected in tasks:
+        if task not in logits or logits[task].shape[1] != expected:
+            given = "none" if task not in logits else f"{logits[task].shape[1]} classes"
+            raise ZoneError(f"the network gives {given} for task {task}, expected {expected} classes.")
+    return {task: logits[task] for task, _ in tasks}
+
+
+def _cropped(logits: dict[str, torch.Tensor], crop: tuple[slice, slice]) -> dict[str, torch.Tensor]:
+    # Before anything is computed from them: most of a window with a wide margin is thrown away.
+    return {task: values[..., crop[0], crop[1]].float() for task, values in logits.items()}
+
+
+def _read_out(logits: torch.Tensor, output: Output) -> torch.Tensor:
+    if output == "class":
+        return logits.argmax(dim=1).to(torch.uint8)
+    return from_probabilities(logits.softmax(dim=1), output, dim=1)
+
+
+def _flipped(batch: PreparedBatch, code: int) -> PreparedBatch:
+    # A flip undoes itself.
+    return replace(batch, inputs={name: undo_dihedral(values, code) for name, values in batch.inputs.items()})
+
+
+def read_probabilities(probabilities: NDArray[np.float32], output: Output) -> NDArray[Any]:
+    """The same for numpy, classes first: (class, y, x)."""
+    return from_probabilities(torch.from_numpy(probabilities), output, dim=0).numpy()

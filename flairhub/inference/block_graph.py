@@ -14,10 +14,10 @@ from dask._task_spec import Task, TaskRef
 from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
-from flairhub.data.prepare import Preparation
+from flairhub.data import Preparation
 from flairhub.inference.batches import source_regions
 from flairhub.inference.block import block_region
-from flairhub.inference.plan import MapPlan
+from flairhub.inference.map_plan import MapPlan
 from flairhub.zones import Regions, attach, detach, is_edge, needed_chunks
 
 Block = tuple[int, int]

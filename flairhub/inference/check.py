@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from flairhub.config import Paths, ZonalConfig, load_zonal_config
 from flairhub.errors import ConfigError, FlairhubError
 from flairhub.inference.configured import extras_of, open_zone, style_of, zone_model
-from flairhub.inference.network import ModelRef
+from flairhub.inference.map_plan import MapPlan, fitted, map_sizes, plan_map, source_bytes_per_px
+from flairhub.inference.model_ref import ModelRef
 from flairhub.inference.outputs import stored_bands
-from flairhub.inference.plan import MapPlan, fitted, map_sizes, plan_map, source_bytes_per_px
 from flairhub.modalities import MODALITIES
 from flairhub.prepare import ImagePreparation, prepare_image
 from flairhub.timeseries import CLOUD_BAND, SNOW_BAND, CloudFilter, SeriesPreparation, keep_dates
@@ -105,7 +105,7 @@ def check(config: ZonalConfig | Paths) -> CheckReport:
         return report
     _collect(report, lambda: extras_of(config))
     for name, preparation in ref.preparations.items():
-        _look_at(report, zone, name, preparation)
+        _check_values(report, zone, name, preparation)
     _size_facts(report, plan, ref, config)
     return report
 
@@ -168,7 +168,9 @@ def _spots(length: int) -> list[tuple[int, int]]:
     return [(int(first), int(first) + size) for first in firsts]
 
 
-def _look_at(report: CheckReport, zone: Zone, name: str, preparation: ImagePreparation | SeriesPreparation) -> None:
+def _check_values(
+    report: CheckReport, zone: Zone, name: str, preparation: ImagePreparation | SeriesPreparation
+) -> None:
     raster = zone.rasters[name]
     try:
         samples = list(_samples(raster, preparation.channels))
@@ -180,7 +182,7 @@ def _look_at(report: CheckReport, zone: Zone, name: str, preparation: ImagePrepa
             return
         if isinstance(preparation, SeriesPreparation):
             if preparation.cloud_filter is not None:
-                _look_at_clouds(report, zone, name, preparation.cloud_filter)
+                _check_clouds(report, zone, name, preparation.cloud_filter)
             return
     except FlairhubError as error:
         report.trouble(str(error))
@@ -193,10 +195,10 @@ def _look_at(report: CheckReport, zone: Zone, name: str, preparation: ImagePrepa
         report.findings.append(Finding(level, text))
 
 
-def _look_at_clouds(report: CheckReport, zone: Zone, name: str, rule: CloudFilter) -> None:
+def _check_clouds(report: CheckReport, zone: Zone, name: str, rule: CloudFilter) -> None:
     series, mask = zone.rasters[name], zone.quality[name]
     assert series.dates is not None
-    clear, kept = [], []
+    clear, usable = [], []
     for row, col in product(_spots(mask.geobox.height), _spots(mask.geobox.width)):
         source, quality = series.read(row, col), mask.read(row, col)
         highest = int(np.where(_valid_of(quality)[:, None], quality.values, 0).max())
@@ -210,11 +212,11 @@ def _look_at_clouds(report: CheckReport, zone: Zone, name: str, rule: CloudFilte
         fine = (values[:, SNOW_BAND] <= rule.max_snow) & (values[:, CLOUD_BAND] <= rule.max_cloud)
         clear.append((fine & _valid_of(quality) & _valid_of(source)).mean(axis=(1, 2)))
         keep = keep_dates(values, rule, source.valid, quality.valid)
-        kept.append(keep & _valid_of(source).any(axis=(1, 2)))
-    shares, used = np.mean(clear, axis=0), np.mean(kept, axis=0)
+        usable.append(keep & _valid_of(source).any(axis=(1, 2)))
+    shares, used = np.mean(clear, axis=0), np.mean(usable, axis=0)
     days = [str(day) for day in series.dates]
     report.dates[name] = [(day, float(a), float(b)) for day, a, b in zip(days, shares, used, strict=True)]
-    counts = np.sum(kept, axis=1)
+    counts = np.sum(usable, axis=1)
     report.facts.append((f"{name}: dates used per sampled window", f"{counts.min()} to {counts.max()} of {len(days)}"))
     if (counts == 0).any():
         report.note(f"{name}: the filter keeps no date in {int((counts == 0).sum())} of {len(counts)} sampled windows.")
@@ -271,12 +273,12 @@ def compare_values(
         return []
     raw = prepare_image(pixels[:, None, :], preparation)[:, 0]
     stds = np.asarray(preparation.stds)
-    found = raw.mean(axis=1) * stds + np.asarray(preparation.means)
+    measured = raw.mean(axis=1) * stds + np.asarray(preparation.means)
     spread = np.ptp(raw, axis=1)
-    shown = f"means {_listed(found)}, the model's {_listed(preparation.means)}"
+    shown = f"means {_listed(measured)}, the model's {_listed(preparation.means)}"
     if not spread.any():
         return [("trouble", f"{where}: all sampled pixels have one value per channel ({shown}). Is the raster empty?")]
-    factor = _common_factor(found, preparation)
+    factor = _common_factor(measured, preparation)
     if factor is not None:
         return [
             (
@@ -286,7 +288,7 @@ def compare_values(
             )
         ]
     distance = np.abs(raw.mean(axis=1))
-    order = _better_order(found, preparation)
+    order = _better_order(measured, preparation)
     if order is not None:
         return [
             (
@@ -309,25 +311,25 @@ def compare_values(
     return []
 
 
-def _common_factor(found: NDArray[np.float64], preparation: ImagePreparation) -> str | None:
+def _common_factor(measured: NDArray[np.float64], preparation: ImagePreparation) -> str | None:
     means = np.asarray(preparation.means)
     # Heights may be anything; derived or single channels tell no factor.
-    if preparation.elevation is not None or (means <= 0).any() or (found <= 0).any():
+    if preparation.elevation is not None or (means <= 0).any() or (measured <= 0).any():
         return None
-    factors = found / means
+    factors = measured / means
     if factors.min() > _SCALE:
         return f"{np.median(factors):.0f}x"
     return f"1/{1 / np.median(factors):.0f}" if factors.max() < 1 / _SCALE else None
 
 
-def _better_order(found: NDArray[np.float64], preparation: ImagePreparation) -> tuple[int, ...] | None:
-    n_channels = len(found)
+def _better_order(measured: NDArray[np.float64], preparation: ImagePreparation) -> tuple[int, ...] | None:
+    n_channels = len(measured)
     if preparation.elevation is not None or not 2 <= n_channels <= _MAX_CHANNELS:
         return None
     means, stds = np.asarray(preparation.means), np.asarray(preparation.stds)
 
     def cost(order: tuple[int, ...]) -> float:
-        return float(np.abs((found[list(order)] - means) / stds).mean())
+        return float(np.abs((measured[list(order)] - means) / stds).mean())
 
     as_is = cost(tuple(range(n_channels)))
     best = min(permutations(range(n_channels)), key=cost)

@@ -17,10 +17,9 @@ from flairhub.config import (
     with_bundle,
 )
 from flairhub.errors import ConfigError, UsageError, WeightsError, ZoneError
-from flairhub.inference.forward import Style
-from flairhub.inference.network import ModelRef, bundle_ref, choose_device, published_ref
+from flairhub.inference.map_plan import Style, map_sizes, output_geobox, plan_axes
+from flairhub.inference.model_ref import ModelRef, bundle_ref, choose_device, published_ref
 from flairhub.inference.outputs import map_name
-from flairhub.inference.plan import map_sizes, output_geobox, plan_axes
 from flairhub.inference.resample import output_ratio
 from flairhub.inference.run import ZonalResult, check_absent, write_zone
 from flairhub.inference.sidecars import Extras

@@ -23,9 +23,8 @@ from flairhub.class_raster import class_attributes
 from flairhub.errors import UsageError, ZoneError
 from flairhub.inference.block import DTYPES, OUTPUTS, predict_region
 from flairhub.inference.block_graph import block_array
-from flairhub.inference.forward import PLAIN, Output, Style
-from flairhub.inference.network import ModelRef, block_model, model_ref
-from flairhub.inference.plan import MapPlan, Sizes, fitted, map_sizes, plan_map
+from flairhub.inference.map_plan import PLAIN, MapPlan, Output, Sizes, Style, fitted, map_sizes, plan_map
+from flairhub.inference.model_ref import ModelRef, block_model, model_ref
 from flairhub.tasks import IGNORE_INDEX, Task
 from flairhub.zones import Zone
 
@@ -153,13 +152,13 @@ MAX_BLOCK = 2**31
 def _filled(variable: xr.DataArray, values: NDArray[Any], rows: NDArray[np.int64], cols: NDArray[np.int64]) -> Any:
     """Values of a region as a variable of the chunk, which may pick pixels of it and may have lost dimensions."""
     leading = [name for name in variable.dims if name not in ("y", "x")]
-    made = xr.Variable((*leading, "y", "x"), values)
+    result = xr.Variable((*leading, "y", "x"), values)
     for axis, numbers in (("y", rows), ("x", cols)):
         if axis not in variable.dims:
-            made = made.isel({axis: 0})
+            result = result.isel({axis: 0})
         elif (np.diff(numbers) != 1).any():
-            made = made.isel({axis: numbers - numbers.min()})
-    return xr.Variable(variable.dims, made.transpose(*variable.dims).values, variable.attrs, variable.encoding)
+            result = result.isel({axis: numbers - numbers.min()})
+    return xr.Variable(variable.dims, result.transpose(*variable.dims).values, variable.attrs, variable.encoding)
 
 
 def _positions(axis: xr.DataArray, edge: float, step: float, length: int) -> NDArray[np.int64]:

@@ -176,7 +176,7 @@ class Work:
             yield work
 
     def _prepare(self, maps: xr.Dataset, resume: bool, discard_other: bool) -> None:
-        begun = found_key(self.folder)
+        begun = stored_key(self.folder)
         if begun is not None and begun != self.key and resume and not discard_other:
             raise OutputExistsError(
                 f"{self.folder} holds an unfinished map of another model, configuration or data. Finish that run with "
@@ -218,7 +218,7 @@ class Work:
         shutil.rmtree(self.folder)
 
 
-def found_key(folder: Path) -> str | None:
+def stored_key(folder: Path) -> str | None:
     """Return the key of the work begun in a folder; None when there is none."""
     try:
         return str(json.loads((folder / "key.json").read_text())["key"])

@@ -20,8 +20,8 @@ from flairhub.class_raster import class_attributes, describe_band
 from flairhub.errors import ZoneError
 from flairhub.geo import GeoBox, same_crs
 from flairhub.inference.lazy_map import described, variable_name
+from flairhub.inference.map_plan import MapPlan
 from flairhub.inference.map_store import Span, checksum_of
-from flairhub.inference.plan import MapPlan
 from flairhub.progress import Progress, silent
 from flairhub.tasks import IGNORE_INDEX, Language, Task
 

@@ -19,12 +19,11 @@ import xarray as xr
 
 from flairhub.class_raster import category_xml, qgis_style
 from flairhub.errors import OutputExistsError, UsageError
-from flairhub.inference.forward import PLAIN, Output, Style
 from flairhub.inference.lazy_map import blank_block, predict_block, variable_name
-from flairhub.inference.map_store import Block, BlockRecord, MapStore, Work, found_key
-from flairhub.inference.network import ModelRef, model_ref
+from flairhub.inference.map_plan import PLAIN, MapPlan, Output, Style, fitted, map_sizes, plan_map
+from flairhub.inference.map_store import Block, BlockRecord, MapStore, Work, stored_key
+from flairhub.inference.model_ref import ModelRef, model_ref
 from flairhub.inference.outputs import Layer, MapSpec, OutputType, map_name, scaled_confidence, stored_maps, write_map
-from flairhub.inference.plan import MapPlan, fitted, map_sizes, plan_map
 from flairhub.inference.sidecars import NONE, Extras, stac_item, write_task_polygons, write_tiles
 from flairhub.jobs import job_workers, run_jobs, write_text
 from flairhub.progress import Progress, silent
@@ -227,10 +226,10 @@ def check_absent(folder: Path, names: Sequence[str], work_folder: Path | None = 
             its own and no obstacle.
         key: See `Work`.
     """
-    own: set[str] = set()
-    if work_folder is not None and key and found_key(work_folder) == key and (work_folder / "moving.json").is_file():
-        own = set(json.loads((work_folder / "moving.json").read_text())["names"])
-    existing = [folder / name for name in names if (folder / name).exists() and name not in own]
+    moved: set[str] = set()
+    if work_folder is not None and key and stored_key(work_folder) == key and (work_folder / "moving.json").is_file():
+        moved = set(json.loads((work_folder / "moving.json").read_text())["names"])
+    existing = [folder / name for name in names if (folder / name).exists() and name not in moved]
     if existing:
         raise OutputExistsError(
             f"{', '.join(map(str, existing))} exists already. Choose another output_name or output_path, "

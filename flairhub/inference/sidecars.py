@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from flairhub.class_raster import stac_classes
 from flairhub.errors import UsageError
 from flairhub.geo import GeoBox, geopackage_time
+from flairhub.inference.map_plan import MapPlan
 from flairhub.inference.outputs import CONFIDENCE_SCALE, Layer, MapSource, map_name, stored_probability
-from flairhub.inference.plan import MapPlan
 from flairhub.inference.polygons import PolygonFormat, Span, trace, write_polygons
 from flairhub.tasks import IGNORE_INDEX, Language, Task
 from flairhub.version import __version__

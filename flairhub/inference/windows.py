@@ -194,11 +194,11 @@ def weights_of(axis: AxisWindows, index: int, first: int, last: int) -> NDArray[
 
     Over all windows of the axis the weights of a pixel sum to one.
     """
-    own = taper(axis)
+    weights = taper(axis)
     total = np.zeros(last - first)
     for other in touching(axis, first, last):
         start = axis.start(other)
         low, high = max(first, start), min(last, start + axis.window)
-        total[low - first : high - first] += own[low - start : high - start]
+        total[low - first : high - first] += weights[low - start : high - start]
     start = axis.start(index)
-    return (own[first - start : last - start] / total).astype(np.float32)
+    return (weights[first - start : last - start] / total).astype(np.float32)

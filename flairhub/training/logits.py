@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flairhub.data import PreparedBatch, apply_dihedral, undo_dihedral
-from flairhub.data.augment import N_SYMMETRIES
+from flairhub.data import N_SYMMETRIES, PreparedBatch, apply_dihedral, undo_dihedral
 from flairhub.tasks import IGNORE_INDEX
 
 

@@ -5,7 +5,7 @@ from flairhub.zones.edges import Regions, attach, detach, is_edge, needed_chunks
 from flairhub.zones.files import FileRaster, open_file
 from flairhub.zones.geotiff import close_all
 from flairhub.zones.raster import Pixels, Raster, Span, identity
-from flairhub.zones.sources import open_array
+from flairhub.zones.sources import open_array, zone
 from flairhub.zones.warped import WarpedRaster
 from flairhub.zones.zone import RasterRequest, Zone, build_zone, fit, zone_of_cube
 
@@ -29,5 +29,6 @@ __all__ = [
     "needed_chunks",
     "open_array",
     "open_file",
+    "zone",
     "zone_of_cube",
 ]

@@ -16,8 +16,8 @@ import xarray as xr
 from flairhub.errors import UsageError
 from flairhub.inference import predict_zone
 from flairhub.inference.lazy_map import blank_block, predict_block
-from flairhub.inference.network import memory_ref, model_ref
-from flairhub.inference.plan import default_block, map_sizes, plan_axes, plan_map
+from flairhub.inference.map_plan import default_block, map_sizes, plan_axes, plan_map
+from flairhub.inference.model_ref import memory_ref, model_ref
 from flairhub.modalities import MODALITIES
 from flairhub.prepare import ImagePreparation
 from flairhub.tasks import default_task
@@ -329,7 +329,7 @@ def test_a_model_in_memory_stays_in_its_process(tmp_path: Path) -> None:
     model = fake_model(AERIAL)
     ref = memory_ref(model)
     travelled = pickle.loads(pickle.dumps(ref))
-    assert travelled.held is None
+    assert travelled.in_memory is None
     zone = made.open(8, 1)
     plan = plan_map(zone, travelled, map_sizes(zone))
     block = blank_block(plan, ref.tasks, ("class",), (0, 0))
@@ -344,7 +344,7 @@ def test_a_training_model_is_copied_not_changed() -> None:
     model.network.train()
     ref = model_ref(model)
     assert model.network.training
-    assert not ref.held.training
+    assert not ref.in_memory.training
 
 
 def test_default_blocks_bound_the_memory(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 import flairhub as fh
 from flairhub.errors import UsageError, ZoneError
 from flairhub.inference import Style, predict_block, predict_zone
-from flairhub.inference.network import model_ref
-from flairhub.inference.plan import map_sizes, plan_map
+from flairhub.inference.map_plan import map_sizes, plan_map
+from flairhub.inference.model_ref import model_ref
 from flairhub.inference.windows import block_edges, chunk_length
 from flairhub.prepare import ImagePreparation
 from flairhub.tasks import default_task

@@ -188,7 +188,7 @@ def test_second_writer_is_refused(tmp_path: Path) -> None:
         assert work.done
     with Work.open(tmp_path, "key", store, maps, resume=True, discard_other=False) as again:
         assert set(again.done) == {(0, 0)}
-    assert map_store.found_key(tmp_path) == "key"
+    assert map_store.stored_key(tmp_path) == "key"
 
 
 def test_a_file_system_without_locks(

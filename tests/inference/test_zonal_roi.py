@@ -234,13 +234,13 @@ def test_a_date_counts_where_a_patch_has_it(other_dates: tuple[PatchFiles, Path]
 
 def test_check_counts_the_dates_that_windows_use(other_dates: tuple[PatchFiles, Path], tmp_path: Path) -> None:
     """One sampled square over all patches: three dates are common, two are each patch's own, a sixth of the pixels."""
-    from flairhub.inference.check import CheckReport, _look_at_clouds
+    from flairhub.inference.check import CheckReport, _check_clouds
 
     changes = {"cube": str(other_dates[1]), "roi": ROI, "img_pixels_detection": 64, "margin": 0}
     inputs = {f"modalities.inputs.{name}": True for name in SUM}
     zone = open_zone(write_zonal_config(tmp_path / "zonal.yaml", NO_FILES, tmp_path, {**changes, **inputs}))
     report = CheckReport()
-    _look_at_clouds(report, zone, "SENTINEL2_TS", CloudFilter(100, 100, 1.0))
+    _check_clouds(report, zone, "SENTINEL2_TS", CloudFilter(100, 100, 1.0))
     clear = sorted(share for _, share, _ in report.dates["SENTINEL2_TS"])
     assert clear == pytest.approx([1 / 6] * 12 + [1.0] * 3)
     assert [share for _, _, share in report.dates["SENTINEL2_TS"]] == [1.0] * 15

@@ -18,7 +18,7 @@ from flairhub.cli import main
 from flairhub.config import load_zonal_config
 from flairhub.errors import ConfigError, OutputExistsError, WeightsError, ZoneError
 from flairhub.inference import open_zone, predict_zone, run_zonal, zone_model
-from flairhub.inference.plan import map_sizes, plan_axes
+from flairhub.inference.map_plan import map_sizes, plan_axes
 from flairhub.models import load_model
 from flairhub.prepare import ImagePreparation
 from flairhub.timeseries import CloudFilter, SeriesPreparation

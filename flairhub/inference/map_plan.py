@@ -6,17 +6,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import product
+from typing import Literal
 
-from flairhub.data.prepare import Preparation
+from flairhub.data import Preparation
 from flairhub.errors import UsageError, ZoneError
 from flairhub.geo import GeoBox
-from flairhub.inference.forward import PLAIN, Style
-from flairhub.inference.network import ModelRef
+from flairhub.inference.model_ref import ModelRef
 from flairhub.inference.resample import output_length, output_ratio
 from flairhub.inference.windows import AxisWindows, block_edges, chunk_length, plan_axis
 from flairhub.prepare import ImagePreparation
 from flairhub.timeseries import SeriesPreparation, check_channels
 from flairhub.zones import Raster, Zone
+
+Output = Literal["class", "confidence", "probabilities", "scaled"]
 
 DEFAULT_WINDOW_PX = 512
 """Window of a model that does not say what it was trained at."""
@@ -41,6 +43,27 @@ class Sizes:
     margin_px: int
     output_px_m: float | None = None
     batch_size: int = 1
+
+
+@dataclass(frozen=True)
+class Style:
+    """How windows become a map.
+
+    Attributes:
+        blend: Overlapping windows are averaged with smooth weights; otherwise their margins are cropped.
+        bf16: The network computes in bfloat16 where torch's autocast finds that safe.
+        flips: Probabilities are the mean over the window and its three mirror images: four passes.
+        drop_missing: An input without data is dropped as in training, and a pixel has no data only where every input
+            lacks it; otherwise where any does.
+    """
+
+    blend: bool = False
+    bf16: bool = False
+    flips: bool = False
+    drop_missing: bool = False
+
+
+PLAIN = Style()
 
 
 @dataclass(frozen=True)

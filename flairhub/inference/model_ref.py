@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from flairhub.data.prepare import Preparation
+from flairhub.data import Preparation
 from flairhub.errors import UsageError, WeightsError
 from flairhub.jobs import sha256_of
 from flairhub.modalities import MODALITIES
@@ -39,7 +39,7 @@ class ModelRef:
         spec: Network of published weights, which do not describe themselves.
         device: torch device name.
         bands: By input modality, the names of the bands that its channels count; empty where they are not known.
-        held: Network of a model in memory; stays in this process when the reference is pickled.
+        in_memory: Network of a model in memory; stays in this process when the reference is pickled.
         sizes: Pixels (height = width) of a training sample by modality; empty where the model does not say.
     """
 
@@ -52,11 +52,11 @@ class ModelRef:
     spec: NetworkSpec | None = None
     device: str = "cpu"
     bands: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    held: Any = field(default=None, repr=False, compare=False)
+    in_memory: Any = field(default=None, repr=False, compare=False)
     sizes: Mapping[str, int] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "held": None}
+        return {**self.__dict__, "in_memory": None}
 
     def with_choice(self, preparations: Mapping[str, Preparation], tasks: tuple[Task, ...]) -> ModelRef:
         """Return the same model with other preparations or fewer tasks."""
@@ -180,7 +180,7 @@ def memory_ref(model: Model, device: str | None = None, *, identify: bool = True
         device=device,
         bands=_bands_of(model),
         sizes=sizes,
-        held=network,
+        in_memory=network,
     )
 
 
@@ -242,7 +242,7 @@ def _from_disk(ref: ModelRef) -> Any:
 
 
 def _in_memory(ref: ModelRef) -> Any:
-    network = ref.held if ref.held is not None else _IN_MEMORY.get(ref.path)
+    network = ref.in_memory if ref.in_memory is not None else _IN_MEMORY.get(ref.path)
     if network is None:
         raise UsageError(
             "the model lives in the memory of another process. Save it as a bundle and pass the bundle's path, "
