@@ -243,21 +243,26 @@ class ConfusionSums:
         self._tasks = {task.label: task for task in tasks}
         self._sums: dict[str, dict[str, NDArray[np.int64]]] = {name: {} for name in self._tasks}
         self._patches: dict[str, dict[int, SparseCounts]] = {name: {} for name in self._tasks}
+        self._undefined = dict.fromkeys(self._tasks, 0)
 
     def add(self, task: str, index: int, domain: str, truth: NDArray[np.uint8], classes: NDArray[np.uint8]) -> None:
-        """Count one patch.
+        """Count one patch; pixels that the prediction leaves undefined go to `undefined` instead.
 
         Args:
             task: Name of the task.
             index: Position in the cube; each once.
             domain: Domain of the patch.
             truth: (y, x), 255 = ignore.
-            classes: (y, x) predicted classes.
+            classes: (y, x) predicted classes, 255 = undefined.
 
         Raises:
             DataError: The patch was counted before.
         """
-        counts = confusion_matrix(truth, classes, self._tasks[task].n_classes)
+        undefined = (classes == IGNORE_INDEX) & (truth != IGNORE_INDEX)
+        self._undefined[task] += int(undefined.sum())
+        counts = confusion_matrix(
+            np.where(undefined, np.uint8(IGNORE_INDEX), truth), classes, self._tasks[task].n_classes
+        )
         self._put(task, index, SparseCounts.of(domain, counts))
 
     def _put(self, task: str, index: int, patch: SparseCounts) -> None:
@@ -274,9 +279,14 @@ class ConfusionSums:
         joined = ConfusionSums(tuple(self._tasks.values()))
         for part in (self, *others):
             for task, patches in part._patches.items():
+                joined._undefined[task] += part._undefined[task]
                 for index, patch in patches.items():
                     joined._put(task, index, patch)
         return joined
+
+    def undefined(self, task: str) -> int:
+        """Pixels with a label that the prediction leaves undefined: they are in no matrix."""
+        return self._undefined[task]
 
     def total(self, task: str) -> NDArray[np.int64]:
         """(class, class) of all domains."""

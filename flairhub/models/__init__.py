@@ -9,6 +9,7 @@ from flairhub.models.network_spec import NetworkSpec, network_spec
 from flairhub.models.pretrained import build_network
 from flairhub.models.published import Accounting, load_into, load_published, read_published
 from flairhub.models.sizes import Part, network_parts, published_total
+from flairhub.models.weights_files import read_pickled
 
 __all__ = [
     "Accounting",
@@ -25,6 +26,7 @@ __all__ = [
     "network_parts",
     "network_spec",
     "published_total",
+    "read_pickled",
     "read_published",
     "save_bundle",
 ]

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from flairhub.errors import FlairhubError, OutputExistsError, WeightsError
 from flairhub.jobs import place_folder, sha256_of, write_text
@@ -150,20 +151,30 @@ def load_model(path: str | Path | Model, device: str | torch.device = "cpu") -> 
         spec = NetworkSpec.from_json(manifest["network"])
         preparations = {name: _preparation(name, manifest["inputs"][name]["preparation"]) for name in spec.inputs}
         tasks = tuple(_task(row) for row in manifest["tasks"])
-        weights, expected = path / manifest["weights"]["file"], manifest["weights"]["sha256"]
         ref_date = manifest["ref_date"]
     except (KeyError, TypeError, ValueError, AttributeError, FlairhubError) as error:
         raise WeightsError(f"{path / MANIFEST}: not a usable model description ({error!r}).") from error
-    if weights.parent != path:
-        raise WeightsError(f"{path / MANIFEST}: the weights must lie in the bundle, got {weights}.")
-    if weights.is_file() and (digest := sha256_of(weights)) != expected:
-        raise WeightsError(f"{weights}: damaged: sha256 {digest}, expected {expected}. Copy the bundle again.")
-    tensors = read_tensors(weights)
+    tensors = bundle_tensors(path)
     network = Network(spec)
     missing, unexpected = network.load_state_dict(tensors, strict=False)
     if missing or unexpected:
-        raise WeightsError(f"{weights}: missing tensors {missing[:5]}, unexpected {unexpected[:5]}.")
+        raise WeightsError(f"{path / WEIGHTS}: missing tensors {missing[:5]}, unexpected {unexpected[:5]}.")
     return Model(network.to(device).eval(), spec, preparations, tasks, ref_date, manifest)
+
+
+def bundle_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the weights of a bundle, whose sha256 is the one that its `model.json` has.
+
+    Raises:
+        WeightsError: The bundle is missing or damaged.
+    """
+    entry = read_manifest(path).get("weights")
+    if not isinstance(entry, Mapping) or entry.get("file") != WEIGHTS:
+        raise WeightsError(f"{path / MANIFEST}: the weights must lie in the bundle as {WEIGHTS}, got {entry!r}.")
+    weights, expected = path / WEIGHTS, entry.get("sha256")
+    if weights.is_file() and (digest := sha256_of(weights)) != expected:
+        raise WeightsError(f"{weights}: damaged: sha256 {digest}, expected {expected}. Copy the bundle again.")
+    return read_tensors(weights)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

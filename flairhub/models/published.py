@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from flairhub.errors import UsageError, WeightsError
 from flairhub.models.arch import parse_arch
+from flairhub.models.bundle import bundle_tensors
 from flairhub.models.decoders import UPerNetDecoder
 from flairhub.models.encoders import ImageEncoder
 from flairhub.models.network import Network
@@ -135,7 +136,7 @@ def load_into(network: Network, path: str | Path, *, reinit_heads: bool = False,
         WeightsError: As `read_published`.
     """
     path = Path(path)
-    tensors = _strip(read_tensors(path / "weights.safetensors" if path.is_dir() else path), path)
+    tensors = _strip(bundle_tensors(path) if path.is_dir() else read_tensors(path), path)
     accounting = _assign(network, tensors, reinit_heads, dry_run=True)
     if not accounting.complete and not partial:
         raise WeightsError(_explain(path, accounting, network.spec))
@@ -211,6 +212,8 @@ def _assign(network: Network, tensors: Mapping[str, Tensor], reinit_heads: bool,
                 accounting.unused[name] = reason
             else:
                 accounting.unexpected.append(name)
+        elif tensor.is_floating_point() != target[name].is_floating_point():
+            raise WeightsError(f"{name}: holds {tensor.dtype} numbers, expected {target[name].dtype}: a damaged file?")
         elif tensor.shape == target[name].shape:
             values[name] = tensor
             accounting.matched.append(name)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from flairhub.errors import WeightsError
 
+_ARCHIVE = b"PK\x03\x04"
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
 
 
@@ -32,8 +35,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return load_file(path, device="cpu")
         except (SafetensorError, OSError, ValueError) as error:
             raise WeightsError(f"{path}: damaged or not a safetensors file ({error}). Fetch it again.") from error
+    return _state_dict(read_pickled(path), path)
+
+
+def read_pickled(path: Path) -> Any:
+    """Return what `torch.save` wrote, read with torch's restricted reader; the checksums of its archive fit.
+
+    Raises:
+        WeightsError: The file is damaged, or holds anything but tensors and plain values.
+    """
+    check_archive(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path}: refused: it is damaged or holds more than tensors and plain values, which could run code. "
@@ -41,7 +54,26 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:
         raise WeightsError(f"{path}: damaged or not a torch file ({type(error).__name__}: {error}).") from error
-    return _state_dict(content, path)
+
+
+def check_archive(path: Path) -> None:
+    """Compare every member of an archive of `torch.save` with its CRC-32, which torch does not look at.
+
+    Files from before torch 1.6 are no archives and have no checksums: they pass.
+
+    Raises:
+        WeightsError: One differs, or the archive cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            if stream.read(len(_ARCHIVE)) != _ARCHIVE:
+                return
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (OSError, zipfile.BadZipFile, zlib.error, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
+        raise WeightsError(f"{path}: cannot be read, damaged or not whole ({error}). Fetch it again.") from error
+    if damaged is not None:
+        raise WeightsError(f"{path}: damaged: {damaged} has another checksum (CRC-32) than when it was written.")
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from flairhub.errors import TrainingError, WeightsError
+from flairhub.models import read_pickled
 from flairhub.training.module import STATE_KEY
 from flairhub.training.run_folder import write_atomically
 
@@ -18,17 +18,14 @@ PREFIX = "model."
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Return the content of a checkpoint, loaded without running code from it.
+    """Return the content of a checkpoint, loaded without running code from it; its checksums fit.
 
     Raises:
         WeightsError: Missing, damaged, or not a checkpoint.
     """
     if not path.is_file():
         raise WeightsError(f"{path}: no such checkpoint. Correct paths.ckpt_model_path.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
-        raise WeightsError(f"{path}: cannot be read as a checkpoint: {error}") from error
+    content = read_pickled(path)
     if not isinstance(content, dict) or "state_dict" not in content:
         raise WeightsError(f"{path}: holds no state_dict; expected a checkpoint of Lightning.")
     return content

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flairhub.data import N_SYMMETRIES, PreparedBatch, apply_dihedral, undo_dihedral
+from flairhub.not_finite import finite_pixels
 from flairhub.tasks import IGNORE_INDEX
 
 
@@ -42,7 +43,7 @@ def mean_probabilities(network: nn.Module, batch: PreparedBatch) -> dict[str, Te
         batch: On the network's device, square patches.
 
     Returns:
-        By task, (patch, class, y, x) float32, sums of one over classes.
+        By task, (patch, class, y, x) float32, sums of one over classes; NaN where logits are not finite numbers.
     """
     totals: dict[str, Tensor] = {}
     for code in range(N_SYMMETRIES):
@@ -50,9 +51,28 @@ def mean_probabilities(network: nn.Module, batch: PreparedBatch) -> dict[str, Te
         turned = {name: apply_dihedral(values, codes) for name, values in batch.inputs.items()}
         logits, _ = network_output(network, replace(batch, inputs=turned))
         for task, values in logits.items():
-            share = undo_dihedral(values.float().softmax(dim=1), code) / N_SYMMETRIES
+            share = undo_dihedral(_probabilities(values), code) / N_SYMMETRIES
             totals[task] = totals[task] + share if task in totals else share
     return totals
+
+
+def most_probable(scores: Tensor) -> Tensor:
+    """Return the class of the highest logit or probability, 255 where one of them is not a finite number.
+
+    Args:
+        scores: (patch, class, y, x).
+
+    Returns:
+        (patch, y, x) uint8.
+    """
+    classes = scores.argmax(dim=1).to(torch.uint8)
+    return classes.masked_fill_(~finite_pixels(scores.float(), 1), IGNORE_INDEX)
+
+
+def _probabilities(logits: Tensor) -> Tensor:
+    values = logits.float()
+    # Minus infinity alone would give finite probabilities.
+    return values.softmax(dim=1).masked_fill_(~finite_pixels(values, 1).unsqueeze(1), torch.nan)
 
 
 def _resized(logits: Tensor, size: tuple[int, int] | None) -> Tensor:
@@ -64,6 +84,8 @@ def _resized(logits: Tensor, size: tuple[int, int] | None) -> Tensor:
 def batch_confusion(logits: Tensor, target: Tensor) -> Tensor:
     """Count pairs of truth and prediction on the device; `flairhub.confusion` gives the same for arrays.
 
+    Pixels whose logits are not finite numbers are left out, as in `ConfusionSums`.
+
     Args:
         logits: (patch, class, y, x).
         target: (patch, y, x) class indices, 255 = ignore.
@@ -73,6 +95,7 @@ def batch_confusion(logits: Tensor, target: Tensor) -> Tensor:
     """
     n_classes = logits.shape[1]
     truth = target.long()
-    counted = truth != IGNORE_INDEX
-    pairs = truth[counted] * n_classes + logits.argmax(dim=1)[counted]
+    classes = most_probable(logits)
+    counted = (truth != IGNORE_INDEX) & (classes != IGNORE_INDEX)
+    pairs = truth[counted] * n_classes + classes[counted]
     return torch.bincount(pairs, minlength=n_classes * n_classes).reshape(n_classes, n_classes)

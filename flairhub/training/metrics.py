@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,12 @@ from flairhub.confusion import (
     published_report,
     strict_report,
 )
+from flairhub.errors import TrainingError
+from flairhub.not_finite import too_many_not_finite
 from flairhub.training.losses import TaskObjective
 from flairhub.training.run_folder import RunFolder, write_atomically, write_text
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 """Version of metrics.json."""
@@ -42,7 +47,11 @@ def metrics_report(sums: ConfusionSums, objectives: Sequence[TaskObjective], **c
         sums: Confusion matrices of all patches.
         objectives: Tasks and class weights; weight 0 = not evaluated.
         context: Further entries (split, model, ...).
+
+    Raises:
+        TrainingError: Too many pixels are undefined, so that scores of the others would say nothing.
     """
+    _check_defined(sums, objectives)
     tasks = {}
     for objective in objectives:
         task, name = objective.task, objective.task.label
@@ -54,6 +63,7 @@ def metrics_report(sums: ConfusionSums, objectives: Sequence[TaskObjective], **c
         tasks[name] = {
             "level": task.level,
             "n_patches": sums.n_patches(name),
+            "undefined_px": sums.undefined(name),
             "published": published_report(matrix, task.names, weights, modality_weights),
             "strict": strict_report(matrix, task.names, objective.ignored),
             "intervals": intervals_report(list(sums.patches(name).values()), task.names, objective.ignored),
@@ -69,6 +79,17 @@ def metrics_report(sums: ConfusionSums, objectives: Sequence[TaskObjective], **c
             "patches": f"patches/{name}.csv",
         }
     return {"format": FORMAT, **context, "tasks": tasks}
+
+
+def _check_defined(sums: ConfusionSums, objectives: Sequence[TaskObjective]) -> None:
+    problems = []
+    for name in (objective.task.label for objective in objectives):
+        undefined = sums.undefined(name)
+        problems.append(too_many_not_finite(undefined, undefined + int(sums.total(name).sum()), name))
+        if undefined and not problems[-1]:
+            logger.warning("%s: %d pixels have no prediction (255), no score counts them", name, undefined)
+    if any(problems):
+        raise TrainingError("\n".join(filter(None, problems)) + " No score is given.")
 
 
 def write_report(

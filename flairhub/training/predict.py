@@ -21,7 +21,7 @@ from flairhub.geo import GeoBox
 from flairhub.models import Network, load_model, load_published
 from flairhub.progress import Progress, silent
 from flairhub.tasks import IGNORE_INDEX, Task
-from flairhub.training.logits import mean_probabilities, network_output
+from flairhub.training.logits import mean_probabilities, most_probable, network_output
 from flairhub.training.trainer import resolve_precision
 from flairhub.training.training_plan import TrainingPlan
 
@@ -35,7 +35,7 @@ class Prediction:
 
     Attributes:
         index: Position in the cube.
-        classes: By task, (y, x) uint8, the most probable class.
+        classes: By task, (y, x) uint8, the most probable class; 255 where the logits are not finite numbers.
         truth: By task, (y, x) uint8, 255 = ignore.
     """
 
@@ -73,7 +73,7 @@ def predict_patches(
         with torch.inference_mode(), _autocast(device, precision):
             prepared = prepare_batch(batch, preparations, device)
             scores = mean_probabilities(network, prepared) if augment else network_output(network, prepared)[0]
-            classes = {task: values.argmax(dim=1).to(torch.uint8).cpu().numpy() for task, values in scores.items()}
+            classes = {task: most_probable(values).cpu().numpy() for task, values in scores.items()}
         truth = {task: values.numpy() for task, values in batch.targets.items()}
         for i, index in enumerate(batch.index.tolist()):
             yield Prediction(
@@ -221,7 +221,7 @@ def _check_classes(path: Path, classes: NDArray[np.uint8], truth: NDArray[np.uin
         raise DataError(
             f"{path}: has {classes.shape[0]} x {classes.shape[1]} px, its label {truth.shape[0]} x {truth.shape[1]}."
         )
-    wrong = np.unique(classes[(classes >= task.n_classes) & (truth != IGNORE_INDEX)])
+    wrong = np.unique(classes[(classes >= task.n_classes) & (classes != IGNORE_INDEX) & (truth != IGNORE_INDEX)])
     if len(wrong):
         raise DataError(f"{path}: holds class values {wrong[:10].tolist()}, expected 0..{task.n_classes - 1}.")
 

@@ -27,7 +27,7 @@ from flairhub.data import BatchLoader
 from flairhub.errors import TrainingError
 from flairhub.jobs import placed
 from flairhub.progress import Progress, silent
-from flairhub.training.checkpoints import strip_optimizer
+from flairhub.training.checkpoints import read_checkpoint, strip_optimizer
 from flairhub.training.module import SegmentationModule
 from flairhub.training.run_folder import RunFolder, write_text
 from flairhub.training.training_plan import TrainingPlan
@@ -174,13 +174,20 @@ def quiet_lightning(verbose: bool = False) -> Iterator[None]:
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint straight to disk, under a temporary name until it is complete and synced."""
+    """Writes a checkpoint straight to disk, under a temporary name until it is complete and synced.
+
+    Reads it only when its checksums fit.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint; see Lightning's `CheckpointIO`."""
 
         with placed(Path(path), durable=True) as partial, partial.open("wb") as stream:
             torch.save(checkpoint, stream)
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read a checkpoint on the CPU; what was checked is what is loaded."""
+        return read_checkpoint(Path(path))
 
 
 class Checkpoints(Checkpoint):
