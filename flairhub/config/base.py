@@ -58,7 +58,9 @@ class Section(BaseModel):
     def _empty_means_default(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
-        return {key: value for key, value in data.items() if value is not None or key not in cls.model_fields}
+        # A key that YAML reads as a number or a date is unknown like any other.
+        texts = {str(key): value for key, value in data.items()}
+        return {key: value for key, value in texts.items() if value is not None or key not in cls.model_fields}
 
 
 def is_weights_file(path: Path) -> bool:

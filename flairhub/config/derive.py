@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from flairhub.config.normalisation import elevation_mode, resolve_statistics
 from flairhub.config.train_schema import MultitempModel, TrainConfig
+from flairhub.config.yaml_file import yaml_text
 from flairhub.config.zonal_schema import ZonalConfig
 from flairhub.modalities import MODALITIES, Modality
 from flairhub.prepare import ImagePreparation, Normalisation
@@ -174,7 +174,7 @@ def _plain(value: Any) -> Any:
 
 def resolved_yaml(config: TrainConfig | ZonalConfig) -> str:
     """Return the whole configuration, defaults included, as one YAML file that loads to an equal one."""
-    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True, width=110)
+    return yaml_text(plain(config))
 
 
 def config_hash(config: TrainConfig | ZonalConfig) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -306,11 +306,16 @@ class MultitempModel(SeriesOptions):
         return SeriesOptions(**{name: getattr(self, name) for name in SeriesOptions.model_fields})
 
 
+def _texts_as_keys(values: Any) -> Any:
+    """Have a key that YAML reads as a number or a date reported as unknown; `__init__` could not even take it."""
+    return {str(key): value for key, value in values.items()} if isinstance(values, Mapping) else values
+
+
 class Models(Section):
     """The network."""
 
     monotemp_model: MonotempModel = MonotempModel()
-    multitemp_model: MultitempModel = MultitempModel()
+    multitemp_model: Annotated[MultitempModel, BeforeValidator(_texts_as_keys)] = MultitempModel()
 
 
 class ValueWeights(Section):

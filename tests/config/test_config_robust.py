@@ -22,7 +22,7 @@ from flairhub.config import (
 )
 from flairhub.config.yaml_file import parse_yaml
 from flairhub.errors import ConfigError
-from tests.helpers.config_values import train_values, zonal_values
+from tests.helpers.config_values import COSIA, train_values, zonal_values
 
 scalars = st.one_of(
     st.none(),
@@ -107,3 +107,28 @@ def test_plain_values_survive_yaml(value):
 def test_nothing_usable(build, values):
     with pytest.raises(ConfigError):
         build(values)
+
+
+@pytest.mark.parametrize("text", ["1e5", "1E-4", ".5e3", "-1_0.e+2"])
+def test_texts_that_look_like_numbers_are_written_in_quotes(text: str) -> None:
+    """A class called `1e5` is not the number when the resolved configuration is read again."""
+    values = train_values()
+    values["labels_configs"][COSIA]["value_name"][13] = text
+    config = train_config_from_dict(values)
+    again = train_config_from_dict(parse_yaml(resolved_yaml(config), "", "").data)
+    assert again == config
+    assert next(task for task in label_tasks(again) if task.label == COSIA).classes[13].name == text
+
+
+@pytest.mark.parametrize("key", [7, 2.5, True, None])
+@pytest.mark.parametrize("path", ["models.multitemp_model", "hyperparams"])
+def test_keys_that_are_no_text_are_unknown(path: str, key: object) -> None:
+    values = train_values()
+    holder: Any = values
+    for part in path.split("."):
+        holder = holder[part]
+    holder[key] = 1
+    with pytest.raises(ConfigError) as error:
+        train_config_from_dict(values)
+    (problem,) = error.value.problems
+    assert problem.startswith(f"{path}.{key}: unknown key. Known: ")

@@ -20,9 +20,9 @@ _fork = multiprocessing.get_context("forkserver")
 PRELOADED = ["flairhub.cli.ingest", "flairhub.ingest.run", "rasterio", "zarr", "distributed", "torch"]
 
 
-def start_server() -> None:
-    """Start the process whose copies the runs are; it imports in the background."""
-    _fork.set_forkserver_preload(PRELOADED)
+def start_server(*modules: str) -> None:
+    """Start the process whose copies the runs are; it imports in the background, some `modules` more when given."""
+    _fork.set_forkserver_preload([*PRELOADED, *modules])
     multiprocessing.forkserver.ensure_running()
 
 
@@ -42,6 +42,10 @@ class Running:
     def poll(self) -> int | None:
         """Exit code, negative for a signal; None while it runs."""
         return self._process.exitcode
+
+    def wait(self, seconds: float) -> None:
+        """Wait for its end, but no longer than `seconds`."""
+        self._process.join(seconds)
 
     def communicate(self, timeout: float = HANG_S) -> tuple[str, str]:
         """Wait for its end; return what it wrote to standard output and error."""

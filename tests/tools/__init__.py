@@ -1,0 +1,1 @@
+"""Programs that are run by hand, and by slow tests: killing, fuzzing, mutating."""
