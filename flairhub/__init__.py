@@ -22,7 +22,7 @@ _PUBLIC = {
     "predict_zone": "flairhub.inference",
     "predict_block": "flairhub.inference",
     "write_zone": "flairhub.inference",
-    "check": "flairhub.inference.check",
+    "check": "flairhub.inference",
     "ingest": "flairhub.ingest",
     "ingest_zone": "flairhub.ingest",
     "train": "flairhub.training",
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     from flairhub.config import load_config as load_config
     from flairhub.cube import open_cube as open_cube
     from flairhub.cube import open_roi as open_roi
+    from flairhub.inference import check as check
     from flairhub.inference import open_zone as open_zone
     from flairhub.inference import predict_block as predict_block
     from flairhub.inference import predict_zone as predict_zone
     from flairhub.inference import write_zone as write_zone
-    from flairhub.inference.check import check as check
     from flairhub.ingest import ingest as ingest
     from flairhub.ingest import ingest_zone as ingest_zone
     from flairhub.models import load_model as load_model

@@ -105,26 +105,27 @@ def prepare_image(values: Any, preparation: ImagePreparation) -> Any:
     """
     n_bands = values.shape[-3]
     scale = _dtype_maximum(values) if preparation.normalisation == "scaling" else None
-    own = True  # the result is memory of ours, which may be changed in place: passes over new memory cost most here
+    # The result is memory of ours, which may be changed in place: passes over new memory cost most here.
+    in_place = True
     if preparation.elevation is not None:
         result = _derive_elevation(_float32(values), preparation.elevation)
-        own = preparation.elevation != "dsm_dtm" or result.dtype != values.dtype
+        in_place = preparation.elevation != "dsm_dtm" or result.dtype != values.dtype
     elif preparation.channels is None or preparation.channels == tuple(range(1, n_bands + 1)):
         result = _float32(values)
-        own = result.dtype != values.dtype
+        in_place = result.dtype != values.dtype
     else:
         check_channels(preparation.channels, n_bands)
         result = _selected(values, preparation.channels)
     if scale is not None:
         divisor = np.float32(scale).item()
-        return _divided(result, divisor) if own else result / divisor
+        return _divided(result, divisor) if in_place else result / divisor
     if preparation.normalisation == "custom":
         if len(preparation.means) != result.shape[-3]:
             raise UsageError(
                 f"{len(preparation.means)} means for {result.shape[-3]} channels: one mean and std per channel."
             )
         means, stds = _column(preparation.means, result), _column(preparation.stds, result)
-        return _divided(_less(result, means) if own else result - means, stds)
+        return _divided(_less(result, means) if in_place else result - means, stds)
     return result
 
 

@@ -82,6 +82,38 @@ def test_imports_point_down(path: Path) -> None:
         assert below or FLOORS[parts[1]] < FLOORS[room], f"{path}:{line}: {room} must not import {parts[1]}"
 
 
+def names_of_face(room: str) -> set[str]:
+    """What a room's `__init__.py` lists in `__all__`."""
+    for node in ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return set(ast.literal_eval(node.value))
+    return set()
+
+
+def test_other_rooms_are_imported_by_their_faces() -> None:
+    """What a room offers stands in its `__init__.py`: its files move without a change elsewhere. No exceptions.
+
+    A deep import would be no lighter: it runs the room's `__init__.py` too.
+    """
+    faces = {path.parent.name: names_of_face(path.parent.name) for path in PACKAGE.glob("*/__init__.py")}
+    past = []
+    for path in [*SOURCES, PACKAGE / "__init__.py"]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            else:
+                continue
+            for name in names:
+                parts = name.split(".")
+                if parts[0] != "flairhub" or len(parts) < 3 or parts[1] not in faces or parts[1] == room_of(path):
+                    continue
+                if len(parts) > 3 or parts[2] not in faces[parts[1]]:
+                    past.append((str(path.relative_to(PACKAGE)), name))
+    assert past == []
+
+
 def files_imported_by(path: Path) -> set[Path]:
     """Files of the package that a file names in an import, at whatever level and also for types only."""
     found = set()

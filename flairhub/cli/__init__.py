@@ -13,6 +13,8 @@ import click
 from flairhub.errors import FlairhubError
 from flairhub.version import __version__
 
+__all__ = ["cli", "main"]
+
 _COMMANDS = {
     "ingest": "Convert FLAIR-HUB files to a Zarr cube.",
     "train": "Train, predict and score as the configuration's tasks say.",

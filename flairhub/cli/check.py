@@ -11,7 +11,7 @@ import click
 from flairhub.cli.options import config_option, set_option
 
 if TYPE_CHECKING:
-    from flairhub.inference.check import CheckReport
+    from flairhub.inference import CheckReport
 
 
 @click.command("check", short_help="Look at a zonal configuration before running it.")
@@ -34,7 +34,7 @@ def command(
     """
     from flairhub.cli.console import console
     from flairhub.config import load_zonal_config
-    from flairhub.inference.check import check
+    from flairhub.inference import check
 
     paths = (*files, *config_paths)
     if not paths:

@@ -46,8 +46,7 @@ def info(path: Path | str) -> None:
     from rich.table import Table
 
     from flairhub.cli.console import console
-    from flairhub.cube import open_cube
-    from flairhub.cube.zone import is_zone_cube
+    from flairhub.cube import is_zone_cube, open_cube
     from flairhub.geo import crs_name
 
     if is_zone_cube(path):
@@ -80,21 +79,23 @@ def verify(path: Path | str) -> None:
       flairhub cube verify hub.zarr
     """
     from flairhub.cli.console import console, progress_bar
-    from flairhub.cube import open_cube
-    from flairhub.cube.verify import verify as verify_cube
-    from flairhub.cube.verify import verify_zone
-    from flairhub.cube.zone import is_zone_cube, open_zone_cube
+    from flairhub.cube import is_zone_cube, open_cube, open_zone_cube, verify_zone
+    from flairhub.cube import verify as verify_cube
 
     with progress_bar() as progress:
         if is_zone_cube(path):
-            found = verify_zone(open_zone_cube(path), progress)
+            result = verify_zone(open_zone_cube(path), progress)
         else:
-            found = verify_cube(open_cube(path), progress)
-    for message in found.damage:
+            result = verify_cube(open_cube(path), progress)
+    for message in result.damage:
         console.print(message, soft_wrap=True, markup=False)
-    if found.damage:
-        raise CubeError(f"{path}: {len(found.damage)} problems in {found.n_chunks} chunks and {found.n_files} files.")
-    console.print(f"{path}: {found.n_chunks} chunks and {found.n_files} files are whole.", soft_wrap=True, markup=False)
+    if result.damage:
+        raise CubeError(
+            f"{path}: {len(result.damage)} problems in {result.n_chunks} chunks and {result.n_files} files."
+        )
+    console.print(
+        f"{path}: {result.n_chunks} chunks and {result.n_files} files are whole.", soft_wrap=True, markup=False
+    )
 
 
 @command.command()
@@ -112,8 +113,7 @@ def export(path: Path | str, target: Path, name: str, roi: str | None, patch_id:
       flairhub cube export hub.zarr label.tif --modality AERIAL_LABEL-COSIA --roi AF-S1-27
     """
     from flairhub.cli.console import console
-    from flairhub.cube import open_cube
-    from flairhub.cube.export import export_patch, export_roi
+    from flairhub.cube import export_patch, export_roi, open_cube
 
     if roi is not None and patch_id is None:
         export_roi(open_cube(path), name, roi, target, overwrite)
@@ -125,14 +125,14 @@ def export(path: Path | str, target: Path, name: str, roi: str | None, patch_id:
 
 
 def _splits(cube: Cube) -> list[str]:
-    found = set(cube.patches.split.tolist())
-    return [split for split in ("train", "valid", "test", "") if split in found]
+    present = set(cube.patches.split.tolist())
+    return [split for split in ("train", "valid", "test", "") if split in present]
 
 
 def _row(cube: Cube, name: str) -> tuple[str, ...]:
     import numpy as np
 
-    from flairhub.cube.cube import is_local
+    from flairhub.cube import is_local
     from flairhub.jobs import folder_bytes
 
     reader, facts = cube.array(name), cube.info(name)
@@ -165,7 +165,7 @@ def _show_zone(path: Path) -> None:
     from rich.table import Table
 
     from flairhub.cli.console import console
-    from flairhub.cube.zone import open_zone_cube
+    from flairhub.cube import open_zone_cube
     from flairhub.geo import crs_name
     from flairhub.jobs import folder_bytes
 

@@ -10,7 +10,7 @@ import click
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from flairhub.demo.walkthrough import DemoResult
+    from flairhub.demo import DemoResult
 
 
 @click.command("demo", short_help="Run the whole chain on a small made data set.")
@@ -38,7 +38,7 @@ def command(folder: Path, seed: int, data_only: bool, overwrite: bool) -> None:
         console.print(f"{len(data.patch_ids)} patches and a zone, made from seed {seed}.")
         _print_paths({"data": data.data, "zone": data.zone, "configs": data.configs, "zonal": data.zonal_config})
         return
-    from flairhub.demo.walkthrough import run_demo
+    from flairhub.demo import run_demo
 
     error_console.print("Making data, training and mapping: two to three minutes on two cores.")
     with progress_bar() as progress:
@@ -63,7 +63,7 @@ def command(folder: Path, seed: int, data_only: bool, overwrite: bool) -> None:
 def _scores(result: DemoResult) -> Table:
     from rich.table import Table
 
-    from flairhub.demo.walkthrough import TITLES
+    from flairhub.demo import TITLES
 
     table = Table("task", "classes", "mIoU", "chance", "accuracy", "most frequent class", title="Scores")
     for where, scores in (("test patches", result.test), ("zone", result.zone)):
@@ -83,13 +83,13 @@ def _times(result: DemoResult) -> Table:
     from rich.table import Table
 
     table = Table("step", "time", "made", title="Times and sizes")
-    made = {
+    content = {
         "make data": f"{result.n_patches} patches, {_megabytes(result.sizes['files'])} of GeoTIFFs",
         "ingest": f"cube, {_megabytes(result.sizes['cube'])}",
         "pictures": f"{len(result.pictures)} files",
     }
     for phase, seconds in result.seconds.items():
-        table.add_row(phase, f"{seconds:.1f} s", made.get(phase, ""))
+        table.add_row(phase, f"{seconds:.1f} s", content.get(phase, ""))
     table.add_row("all", f"{sum(result.seconds.values()):.1f} s", _megabytes(result.sizes["all"]))
     return table
 

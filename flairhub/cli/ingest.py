@@ -178,7 +178,7 @@ def _ingest_zone(zone_paths: tuple[Path, ...], overrides: tuple[str, ...], cube:
     _show(report, f"{', '.join(layer.name for layer in report.layers)}; ", f" Map it with `--set cube={cube}`.")
 
 
-def _show(report: IngestReport | ZoneIngestReport, held: str, hint: str = "") -> None:
+def _show(report: IngestReport | ZoneIngestReport, content: str, hint: str = "") -> None:
     """Say what was written, or that there was nothing to do."""
     from flairhub.cli.console import console
 
@@ -186,5 +186,5 @@ def _show(report: IngestReport | ZoneIngestReport, held: str, hint: str = "") ->
     if not report.already_complete:
         reused = f", {report.n_reused} from an earlier run" if report.n_reused else ""
         size = f"{report.n_bytes / 2**20:.1f} MiB in {report.seconds:.1f} s."
-        text = f"{held}{report.n_jobs} shards{reused}, {size}{hint}"
+        text = f"{content}{report.n_jobs} shards{reused}, {size}{hint}"
     console.print(f"{report.cube}: {text}", soft_wrap=True, markup=False)

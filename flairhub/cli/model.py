@@ -78,7 +78,7 @@ def convert(
       flairhub model convert FLAIR-HUB_LC-A.safetensors --config configs/ -o lc-a.model
     """
     from flairhub.config import load_config
-    from flairhub.models.convert import convert as convert_weights
+    from flairhub.models import convert as convert_weights
 
     accounting = convert_weights(
         weights, load_config(config_paths), output, reinit_heads=reinit_heads, partial=partial, overwrite=overwrite
@@ -96,9 +96,7 @@ def _show(table: Table) -> None:
 
 def _describe(source: Path) -> Table:
     from flairhub.config import is_weights_file
-    from flairhub.models import network_parts
-    from flairhub.models.bundle import MANIFEST, read_manifest
-    from flairhub.models.network_spec import NetworkSpec
+    from flairhub.models import MANIFEST, NetworkSpec, network_parts, read_manifest
 
     if is_weights_file(source):
         return _weights_table(source)
@@ -118,7 +116,7 @@ def _configured_table(paths: Sequence[Path]) -> Table:
 
 def _parts_table(title: str, parts: Sequence[Part], spec: NetworkSpec) -> Table:
     from flairhub.modalities import modality
-    from flairhub.models.sizes import matching_row, published_total
+    from flairhub.models import matching_row, published_total
 
     table = _new_table(title, ("Modality", "Part", "Architecture", "Type", "Parameters"))
     for part in parts:
@@ -135,7 +133,7 @@ def _parts_table(title: str, parts: Sequence[Part], spec: NetworkSpec) -> Table:
 
 
 def _weights_table(path: Path) -> Table:
-    from flairhub.models.sizes import weights_parts
+    from flairhub.models import weights_parts
 
     parts = weights_parts(path)
     table = _new_table(str(path), ("Part", "Tensors", "Parameters"))
@@ -150,7 +148,7 @@ def _weights_table(path: Path) -> Table:
 
 def _published_table() -> Table:
     from flairhub.baselines import BASELINES
-    from flairhub.models.sizes import network_parts, published_spec, published_total
+    from flairhub.models import network_parts, published_spec, published_total
 
     table = _new_table("Published networks, millions of parameters", ("Model", "Inputs", "Here", "Published"))
     for row in BASELINES:

@@ -17,16 +17,34 @@ from flairhub.config.load import (
     train_config_from_dict,
     zonal_config_from_dict,
 )
-from flairhub.config.train_schema import Hyperparams, PreProcessings, Saving, SeriesOptions, TrainConfig
+from flairhub.config.train_schema import (
+    NORM_GROUPS,
+    ChannelInit,
+    Hyperparams,
+    MultitempModel,
+    OptimizerName,
+    PaddingMode,
+    PreProcessings,
+    Saving,
+    ScheduleName,
+    SeriesOptions,
+    TrainConfig,
+)
 from flairhub.config.zonal_schema import ZonalConfig
 
 __all__ = [
+    "NORM_GROUPS",
     "WEIGHTS_KINDS",
     "WEIGHTS_SUFFIXES",
+    "ChannelInit",
     "Hyperparams",
+    "MultitempModel",
+    "OptimizerName",
+    "PaddingMode",
     "Paths",
     "PreProcessings",
     "Saving",
+    "ScheduleName",
     "SeriesOptions",
     "TrainConfig",
     "ZonalConfig",

@@ -58,8 +58,8 @@ def with_bundle(
 def _with_filter(config: ZonalConfig, name: str, given: Preparation, bundle: Preparation) -> Preparation:
     if not isinstance(bundle, SeriesPreparation) or not isinstance(given, SeriesPreparation):
         return bundle
-    asked = getattr(config.modalities.block(name), "filter_clouds", None)
-    return bundle if asked is None else replace(bundle, cloud_filter=given.cloud_filter)
+    wanted = getattr(config.modalities.block(name), "filter_clouds", None)
+    return bundle if wanted is None else replace(bundle, cloud_filter=given.cloud_filter)
 
 
 def _differs(path: tuple[Any, ...], given: Any, bundle: Any) -> Problem:
@@ -88,27 +88,27 @@ def _check_blocks(config: ZonalConfig, preparations: Mapping[str, Preparation]) 
         bands = tuple(range(1, len(MODALITIES[name].bands) + 1))
         if block.channels is not None and block.channels != (bundle.channels or bands):
             yield _differs((*base, "channels"), list(block.channels), list(bundle.channels or bands))
-        mine = given[name]
-        if isinstance(bundle, ImagePreparation) and isinstance(mine, ImagePreparation):
-            yield from _check_image(base, block, mine, bundle)
+        configured = given[name]
+        if isinstance(bundle, ImagePreparation) and isinstance(configured, ImagePreparation):
+            yield from _check_image(base, block, configured, bundle)
         elif isinstance(bundle, SeriesPreparation):
             yield from _check_series(base, block, bundle)
 
 
 def _check_image(
-    base: tuple[str, ...], block: Any, mine: ImagePreparation, bundle: ImagePreparation
+    base: tuple[str, ...], block: Any, configured: ImagePreparation, bundle: ImagePreparation
 ) -> Iterator[Problem]:
-    asked = getattr(block, "calc_elevation", None) is not None or getattr(block, "calc_elevation_stack_dsm", None)
-    if asked and mine.elevation != bundle.elevation:
-        yield _differs((*base, "calc_elevation"), mine.elevation, bundle.elevation)
+    wanted = getattr(block, "calc_elevation", None) is not None or getattr(block, "calc_elevation_stack_dsm", None)
+    if wanted and configured.elevation != bundle.elevation:
+        yield _differs((*base, "calc_elevation"), configured.elevation, bundle.elevation)
         return
     if block.normalization is None:
         return
     path = (*base, "normalization")
-    if mine.normalisation != bundle.normalisation:
-        yield _differs((*path, "type"), mine.normalisation, bundle.normalisation)
+    if configured.normalisation != bundle.normalisation:
+        yield _differs((*path, "type"), configured.normalisation, bundle.normalisation)
         return
-    for key, numbers, expected in (("means", mine.means, bundle.means), ("stds", mine.stds, bundle.stds)):
+    for key, numbers, expected in (("means", configured.means, bundle.means), ("stds", configured.stds, bundle.stds)):
         if len(numbers) != len(expected) or not np.allclose(numbers, expected, rtol=1e-5, atol=0):
             yield _differs((*path, key), list(numbers), list(expected))
 

@@ -47,7 +47,7 @@ def _check_paths(config: TrainConfig) -> Iterator[Problem]:
     if paths.ckpt_model_path is not None or tasks.metrics_only:
         return
     if tasks.train:
-        reason = "".join(f"tasks.train_tasks.{key} is true" for key, asked in start if asked)
+        reason = "".join(f"tasks.train_tasks.{key} is true" for key, enabled in start if enabled)
     else:
         reason = "tasks.predict is true without training" if tasks.predict else ""
     if reason:

@@ -198,9 +198,9 @@ def _fetched(stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _copy(stored: NDArray[np.uint8], out: NDArray[np.uint8], checked: bool) -> None:
     """Copy an uncompressed chunk and check what has arrived, which is then in the processor's cache."""
     n = len(out)
-    found = len(stored) - CRC_BYTES if checked else len(stored)
-    if found != n:
-        raise ValueError(f"holds {max(found, 0)} bytes, expected {n}")
+    length = len(stored) - CRC_BYTES if checked else len(stored)
+    if length != n:
+        raise ValueError(f"holds {max(length, 0)} bytes, expected {n}")
     out[:] = stored[:n]
     if checked and crc32c(out) != _uint32_at(stored, n)[0]:
         raise ValueError(_WRONG_CRC)

@@ -38,8 +38,8 @@ class Cube:
         """Wrap an open root group; use `open_cube`."""
         self.path, self._group, self._backend = path, group, backend
         self.attributes: Mapping[str, Any] = dict(group.attrs[ROOT_KEY])
-        held = set(self.attributes["modalities"])
-        self.modalities = tuple(name for name in MODALITIES if name in held)
+        stored = set(self.attributes["modalities"])
+        self.modalities = tuple(name for name in MODALITIES if name in stored)
         self._readers: dict[str, ArrayReader] = {}
         self._presence: dict[str, NDArray[np.bool_]] = {}
         self._series: dict[str, SeriesInfo] = {}
@@ -179,25 +179,25 @@ class Cube:
     def averages(self, name: str) -> dict[str, AverageInfo]:
         """Return the stored period means of a modality by `monthly` / `semi-monthly`; empty when there are none."""
         group = self._modality_group(name)
-        found = {}
+        result = {}
         for average in group.attrs.get("averages", []):
             rule = group[average].attrs["cloud_filter"]
-            found[average] = AverageInfo(
+            result[average] = AverageInfo(
                 average,
                 None if rule is None else CloudFilter(**rule),
                 self._table(f"{name}/{average}/n_observations"),
                 _days(self._table(f"{name}/{average}/date")),
             )
-        return found
+        return result
 
     def average(self, name: str, average: str) -> ArrayReader:
         """Return the reader of stored period means: (patch, period, band, y, x) float32.
 
         0 in empty periods, NaN where a pixel has no observation in a period that has others.
         """
-        held = self._modality_group(name).attrs.get("averages", [])
-        if average not in held:
-            raise CubeError(f"{self.path}: {name} has no {average} averages, found: {', '.join(held) or 'none'}.")
+        stored = self._modality_group(name).attrs.get("averages", [])
+        if average not in stored:
+            raise CubeError(f"{self.path}: {name} has no {average} averages, found: {', '.join(stored) or 'none'}.")
         return self._reader(f"{name}/{average}/data", name)
 
     def read_average(self, name: str, average: str, indices: Sequence[int] | NDArray[Any]) -> NDArray[np.float32]:
@@ -289,8 +289,8 @@ def open_cube(path: str | Path | Cube, backend: Backend = "auto") -> Cube:
     if isinstance(path, Cube):
         return path
     if is_local(path) and not (Path(path) / "zarr.json").is_file():
-        there = "is no cube (no zarr.json)" if Path(path).exists() else "does not exist"
-        raise CubeError(f"{path}: {there}. Make a cube with `flairhub ingest --cube {path}`.")
+        state = "is no cube (no zarr.json)" if Path(path).exists() else "does not exist"
+        raise CubeError(f"{path}: {state}. Make a cube with `flairhub ingest --cube {path}`.")
     try:
         group = zarr.open_group(str(path), mode="r")
     except Exception as error:
@@ -301,25 +301,25 @@ def open_cube(path: str | Path | Cube, backend: Backend = "auto") -> Cube:
 
 def check_attributes(path: str | Path, attributes: Mapping[str, Any]) -> None:
     """Raise CubeError unless the root attributes are those of a finished cube of this format."""
-    own = attributes.get(ROOT_KEY)
+    root = attributes.get(ROOT_KEY)
     if ZONE_KEY in attributes:
         raise CubeError(
             f"{path}: a zone cube (rasters of one area), not a cube of patches. "
             "It is for zonal YAMLs: `cube: PATH`, without `roi`."
         )
-    if not isinstance(own, Mapping):
+    if not isinstance(root, Mapping):
         raise CubeError(f"{path}: a Zarr store, but no cube of flairhub (attribute {ROOT_KEY!r} is missing).")
-    if own.get("format") != FORMAT_VERSION:
+    if root.get("format") != FORMAT_VERSION:
         raise CubeError(
-            f"{path}: cube format {own.get('format')!r}, this version reads format {FORMAT_VERSION}. "
+            f"{path}: cube format {root.get('format')!r}, this version reads format {FORMAT_VERSION}. "
             "Ingest again, or use the version of flairhub that wrote it."
         )
-    if own.get("status") != "complete":
+    if root.get("status") != "complete":
         raise CubeError(
-            f"{path}: the cube is not complete (status {own.get('status')!r}). Run the same `flairhub ingest` again: "
+            f"{path}: the cube is not complete (status {root.get('status')!r}). Run the same `flairhub ingest` again: "
             "it continues where it stopped."
         )
-    missing = [key for key in _ROOT_KEYS if key not in own]
+    missing = [key for key in _ROOT_KEYS if key not in root]
     if missing:
         raise CubeError(f"{path}: damaged metadata: {', '.join(missing)} missing. Ingest again with --overwrite.")
 

@@ -150,13 +150,13 @@ class ArrayReader:
         """Return what is wrong with the stored chunks of a present patch, one message per chunk."""
         scratch = np.empty(self._chunk_bytes, dtype=np.uint8)
         shard, place = divmod(index, self.shard_patches)
-        found = []
+        result = []
         for part in range(self._parts):
             try:
                 self._backend.read_chunk(shard, place * self._parts + part, scratch)
             except ChunkProblem as problem:
-                found.append(str(self._damage(index, part, problem)))
-        return found
+                result.append(str(self._damage(index, part, problem)))
+        return result
 
     def _damage(self, index: int, part: int, problem: ChunkProblem) -> CubeError:
         chunk = ".".join(str(i) for i in (index, *([part] if self._parts > 1 else [])))

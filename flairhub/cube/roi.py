@@ -63,8 +63,8 @@ class RoiLayer:
     @property
     def leading(self) -> tuple[int, ...]:
         """Lengths of the axes before y and x."""
-        own = self.cube.array(self.name).shape[1:-2]
-        return own if self.dates is None else (len(self.dates), *own[1:])
+        shape = self.cube.array(self.name).shape[1:-2]
+        return shape if self.dates is None else (len(self.dates), *shape[1:])
 
     @property
     def is_whole(self) -> bool:

@@ -114,7 +114,7 @@ def create_store(folder: Path, template: CubeTemplate) -> None:
     import zarr
 
     n_patches = len(template.columns["patch_id"])
-    own = {
+    facts = {
         "format": FORMAT_VERSION,
         "status": "building",
         "plan": template.plan,
@@ -125,7 +125,7 @@ def create_store(folder: Path, template: CubeTemplate) -> None:
         "footprint_m": list(template.footprint_m),
     }
     with quiet():
-        root = zarr.create_group(str(folder), attributes={ROOT_KEY: own})
+        root = zarr.create_group(str(folder), attributes={ROOT_KEY: facts})
         root.create_group(INGEST, attributes={"holds": "journal of the ingest; no arrays"})
         patches = root.create_group(PATCHES)
         for name, values in template.columns.items():
@@ -187,10 +187,10 @@ def root_attributes(folder: Path, key: str = ROOT_KEY) -> Mapping[str, Any] | No
     """Return the cube attributes of a local store in any state, or None when it is no cube."""
     try:
         document = json.loads((folder / "zarr.json").read_text())
-        own = document["attributes"][key]
+        attributes = document["attributes"][key]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return own if isinstance(own, dict) else None
+    return attributes if isinstance(attributes, dict) else None
 
 
 def side_chunk(values: NDArray[Any], patches: int, fill: Any) -> bytes:
@@ -240,20 +240,20 @@ def _create_group(root: Any, group: GroupTemplate, template: CubeTemplate) -> No
         "averages": [average.average for average in group.averages],
         **group.attributes,
     }
-    made = root.create_group(group.name, attributes=attributes)
-    _create_data(made, spec)
+    created = root.create_group(group.name, attributes=attributes)
+    _create_data(created, spec)
     ids = template.columns["patch_id"]
     names = np.array(row.bands)
-    write_table(made, "patch_id", ids, ("patch",))
-    write_table(made, spec.dims[-3], names, (spec.dims[-3],))
-    write_table(made, "present", np.zeros(len(ids), dtype=bool), ("patch",))
+    write_table(created, "patch_id", ids, ("patch",))
+    write_table(created, spec.dims[-3], names, (spec.dims[-3],))
+    write_table(created, "present", np.zeros(len(ids), dtype=bool), ("patch",))
     if group.days is not None:
         counts = (group.days != NO_DAY).sum(axis=1).astype(np.int32)
-        write_table(made, "n_dates", counts, ("patch",))
-        write_table(made, "date", group.days, ("patch", "time"), DATE_ATTRIBUTES, fill=NO_DAY)
+        write_table(created, "n_dates", counts, ("patch",))
+        write_table(created, "date", group.days, ("patch", "time"), DATE_ATTRIBUTES, fill=NO_DAY)
     for average in group.averages:
         rule = average.cloud_filter
-        beside = made.create_group(
+        beside = created.create_group(
             average.average,
             attributes={
                 "modality": group.name,

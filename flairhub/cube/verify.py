@@ -144,10 +144,10 @@ def _compare(path: Path, length: int, crc: int) -> str:
         size = path.stat().st_size
         if size != length:
             return f"has {size} bytes, the journal says {length}"
-        found = 0
+        computed = 0
         with path.open("rb") as stream:
             while piece := stream.read(_PIECE_BYTES):
-                found = google_crc32c.extend(found, piece)
+                computed = google_crc32c.extend(computed, piece)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    return "" if found == crc else "does not fit the checksum in the journal"
+    return "" if computed == crc else "does not fit the checksum in the journal"

@@ -29,24 +29,24 @@ class ChunkCache:
     """Decoded chunks, the least recently used one goes first; threads may share it."""
 
     def __init__(self, limit: int):
-        self._limit, self._held, self._lock = limit, 0, threading.Lock()
+        self._limit, self._n_bytes, self._lock = limit, 0, threading.Lock()
         self._chunks: OrderedDict[Any, NDArray[Any]] = OrderedDict()
 
     def get(self, key: Any) -> NDArray[Any] | None:
         with self._lock:
-            found = self._chunks.get(key)
-            if found is not None:
+            chunk = self._chunks.get(key)
+            if chunk is not None:
                 self._chunks.move_to_end(key)
-            return found
+            return chunk
 
     def put(self, key: Any, chunk: NDArray[Any]) -> None:
         with self._lock:
             if key in self._chunks or chunk.nbytes > self._limit:
                 return
             self._chunks[key] = chunk
-            self._held += chunk.nbytes
-            while self._held > self._limit:
-                self._held -= self._chunks.popitem(last=False)[1].nbytes
+            self._n_bytes += chunk.nbytes
+            while self._n_bytes > self._limit:
+                self._n_bytes -= self._chunks.popitem(last=False)[1].nbytes
 
 
 _CACHE = ChunkCache(CACHE_BYTES)
@@ -155,10 +155,10 @@ class ZoneCube:
         self.layers: dict[str, ZoneLayer] = {}
         plan = self.attributes["plan"]
         for name in self.attributes["modalities"]:
-            held = group[name]
-            self.layers[name] = layer = _layer(name, held)
+            arrays = group[name]
+            self.layers[name] = layer = _layer(name, arrays)
             for kind in (DATA, VALID) if layer.has_mask else (DATA,):
-                self.arrays[f"{name}/{kind}"] = ZoneArray(held[kind], name=f"{name}/{kind}", store=path, plan=plan)
+                self.arrays[f"{name}/{kind}"] = ZoneArray(arrays[kind], name=f"{name}/{kind}", store=path, plan=plan)
 
     def read(self, name: str, rows: Span, cols: Span) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
         """Return a region of a modality: values (..., y, x), and the validity mask or None: (y, x), or (time, y, x)
@@ -183,20 +183,20 @@ def open_zone_cube(path: str | Path) -> ZoneCube:
     path = Path(path).absolute()
     make = f"Make one with `flairhub ingest --zone ZONAL_YAML --cube {path}`."
     if not (path / "zarr.json").is_file():
-        there = "is no zone cube (no zarr.json)" if path.exists() else "does not exist"
-        raise CubeError(f"{path}: {there}. {make}")
+        state = "is no zone cube (no zarr.json)" if path.exists() else "does not exist"
+        raise CubeError(f"{path}: {state}. {make}")
     try:
         group = zarr.open_group(str(path), mode="r")
-        own = dict(group.attrs).get(ZONE_KEY)
+        facts = dict(group.attrs).get(ZONE_KEY)
     except Exception as error:
         raise CubeError(f"{path}: cannot be opened as a Zarr group: {error}") from error
-    if not isinstance(own, Mapping):
+    if not isinstance(facts, Mapping):
         raise CubeError(f"{path}: a Zarr store, but no zone cube (attribute {ZONE_KEY!r} is missing). {make}")
-    if own.get("format") != ZONE_FORMAT:
-        raise CubeError(f"{path}: zone cube format {own.get('format')!r}, this version reads {ZONE_FORMAT}. {_AGAIN}")
-    if own.get("status") != "complete":
+    if facts.get("format") != ZONE_FORMAT:
+        raise CubeError(f"{path}: zone cube format {facts.get('format')!r}, this version reads {ZONE_FORMAT}. {_AGAIN}")
+    if facts.get("status") != "complete":
         raise CubeError(
-            f"{path}: the zone cube is not complete (status {own.get('status')!r}). Run the same `flairhub ingest "
+            f"{path}: the zone cube is not complete (status {facts.get('status')!r}). Run the same `flairhub ingest "
             "--zone` again: it continues where it stopped."
         )
     try:

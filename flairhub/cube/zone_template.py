@@ -39,7 +39,7 @@ def create_zone_store(folder: Path, layers: Sequence[ZoneLayer], codec: str, pla
     """
     import zarr
 
-    own = {
+    facts = {
         "format": ZONE_FORMAT,
         "status": "building",
         "plan": plan,
@@ -48,7 +48,7 @@ def create_zone_store(folder: Path, layers: Sequence[ZoneLayer], codec: str, pla
         "crs_wkt": layers[0].geobox.crs_wkt,
     }
     with quiet():
-        root = zarr.create_group(str(folder), attributes={ZONE_KEY: own})
+        root = zarr.create_group(str(folder), attributes={ZONE_KEY: facts})
         root.create_group(INGEST, attributes={"holds": "journal of the ingest; no arrays"})
         for layer in layers:
             _create_layer(root, layer, codec)

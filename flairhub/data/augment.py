@@ -116,9 +116,9 @@ class Photometric:
             mean = values.mean(dim=(1, 2, 3), keepdim=True)
             deviation = values.std(dim=(1, 2, 3), correction=0, keepdim=True)
         else:
-            holds, size = valid[:, None], values.shape[1] * valid.sum(dim=(1, 2)).clamp(min=1).view(-1, 1, 1, 1)
-            mean = (values * holds).sum(dim=(1, 2, 3), keepdim=True) / size
-            deviation = (((values - mean) * holds).square().sum(dim=(1, 2, 3), keepdim=True) / size).sqrt()
+            weight, size = valid[:, None], values.shape[1] * valid.sum(dim=(1, 2)).clamp(min=1).view(-1, 1, 1, 1)
+            mean = (values * weight).sum(dim=(1, 2, 3), keepdim=True) / size
+            deviation = (((values - mean) * weight).square().sum(dim=(1, 2, 3), keepdim=True) / size).sqrt()
         return mean + (values - mean) * (1 + self.contrast * stretch) + self.brightness * shift * deviation
 
 

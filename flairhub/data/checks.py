@@ -32,14 +32,14 @@ def named(cube: Cube, indices: NDArray[np.int64]) -> str:
 
 def stored_averages(cube: Cube, preparations: Mapping[str, Preparation]) -> dict[str, AverageInfo]:
     """Return the cube's own averages for the series whose preparation asks for just these."""
-    found = {}
+    result = {}
     for name, preparation in preparations.items():
         if isinstance(preparation, ImagePreparation) or preparation.average is None or name not in cube.modalities:
             continue
         stored = cube.averages(name).get(preparation.average)
         if stored is not None and stored.cloud_filter == preparation.cloud_filter:
-            found[name] = stored
-    return found
+            result[name] = stored
+    return result
 
 
 def check_request(

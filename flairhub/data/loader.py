@@ -148,12 +148,12 @@ class BatchLoader:
         else:
             source = self._read_ahead(batches, read) if self._threads else map(read, batches)
         while True:
-            asked = perf_counter()
+            requested = perf_counter()
             batch = next(source, None)
             if batch is None:
                 return
             self._position += 1
-            yield replace(batch, waited_s=perf_counter() - asked)
+            yield replace(batch, waited_s=perf_counter() - requested)
 
     def _read(self, indices: NDArray[np.int64], epoch: int) -> Batch:
         batch = self._reader.read(indices)

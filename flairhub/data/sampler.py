@@ -82,8 +82,8 @@ class Sampler:
     def batches(self, epoch: int) -> list[NDArray[np.int64]]:
         """Return the cube positions of every batch of this rank in `epoch`."""
         order, step = self.order(epoch), self.batch_size * self.world_size
-        found = [self._share(order[start : start + step]) for start in range(0, len(order), step)]
-        return found[: len(self)]
+        shares = [self._share(order[start : start + step]) for start in range(0, len(order), step)]
+        return shares[: len(self)]
 
     def _share(self, global_batch: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.array_split(global_batch, self.world_size)[self.rank]

@@ -2,5 +2,6 @@
 
 from flairhub.demo.area import DemoPlan
 from flairhub.demo.dataset import DemoData, make_demo_data
+from flairhub.demo.walkthrough import TITLES, DemoResult, run_demo
 
-__all__ = ["DemoData", "DemoPlan", "make_demo_data"]
+__all__ = ["TITLES", "DemoData", "DemoPlan", "DemoResult", "make_demo_data", "run_demo"]

@@ -13,11 +13,11 @@ from flairhub.demo.surfaces import INDEX, SURFACES
 
 _CROP = np.array([row.is_crop for row in SURFACES])
 _BUILT = tuple(INDEX[name] for name in ("tiled roof", "slate roof", "greenhouse", "pool", "road", "gravel"))
-_PLOWED_LOOK = np.array((122, 98, 78, 108), np.float32)
-_RIPE_LOOK = np.array((178, 164, 104, 162), np.float32)
-_GREEN_LOOK = np.array((104, 140, 80, 176), np.float32)
-_SOIL_LOOK = np.array((180, 150, 116, 156), np.float32)
-_VINE_LOOK = np.array((88, 118, 62, 172), np.float32)
+_PLOWED_COLOUR = np.array((122, 98, 78, 108), np.float32)
+_RIPE_COLOUR = np.array((178, 164, 104, 162), np.float32)
+_GREEN_COLOUR = np.array((104, 140, 80, 176), np.float32)
+_SOIL_COLOUR = np.array((180, 150, 116, 156), np.float32)
+_VINE_COLOUR = np.array((88, 118, 62, 172), np.float32)
 _ROW_M = 4.5  # distance of cultivation rows
 _SUN = (0.64, -0.77)  # shadows fall up and to the left: unit step (x, y), image axes
 _SUN_SLOPE = 1.1  # tangent of the sun's elevation
@@ -56,16 +56,16 @@ def aerial_image(rng: np.random.Generator, land: Landscape, light: Light) -> Flo
 
 def _ground_colour(rng: np.random.Generator, land: Landscape) -> Float:
     """Mean colour per surface; crop parcels get a ripeness of their own, whatever the crop."""
-    looks = np.array([row.aerial for row in SURFACES], np.float32)
-    image = looks[land.surface].transpose(2, 0, 1)
+    colours = np.array([row.aerial for row in SURFACES], np.float32)
+    image = colours[land.surface].transpose(2, 0, 1)
     ripeness = rng.random(land.n_parcels).astype(np.float32)[land.parcel][None]
-    crop_look = _GREEN_LOOK[:, None, None] * (1 - ripeness) + _RIPE_LOOK[:, None, None] * ripeness
+    crop_colour = _GREEN_COLOUR[:, None, None] * (1 - ripeness) + _RIPE_COLOUR[:, None, None] * ripeness
     crop = _CROP[land.surface]
-    image = np.where(crop, crop_look, image)
-    image = np.where(land.plowed, _PLOWED_LOOK[:, None, None], image)
+    image = np.where(crop, crop_colour, image)
+    image = np.where(land.plowed, _PLOWED_COLOUR[:, None, None], image)
     vine = (0.5 + 0.5 * np.sin(land.row_m * np.float32(2 * np.pi / _ROW_M)))[None].astype(np.float32)
-    vine_look = _SOIL_LOOK[:, None, None] * (1 - vine) + _VINE_LOOK[:, None, None] * vine
-    image = np.where(land.surface == INDEX["vineyard"], vine_look, image)
+    vine_colour = _SOIL_COLOUR[:, None, None] * (1 - vine) + _VINE_COLOUR[:, None, None] * vine
+    image = np.where(land.surface == INDEX["vineyard"], vine_colour, image)
     shade = rng.normal(1, 0.06, land.n_parcels).astype(np.float32)[land.parcel]
     return image * shade
 

@@ -94,12 +94,12 @@ class Surface:
 
 
 CROP_COSIA = 9
-_CROP_LOOK = (138, 148, 92, 150)
+_CROP_COLOUR = (138, 148, 92, 150)
 
 
 def _crop(name: str, lpis: int, cover: float, *growth: Growth, **details) -> Surface:
     details = {"residue": True, "radar_gain_db": (1.5, 5.0), "height_m": 0.4, **details}
-    return Surface(name, CROP_COSIA, _CROP_LOOK, lpis=lpis, cover=cover, growth=growth, **details)
+    return Surface(name, CROP_COSIA, _CROP_COLOUR, lpis=lpis, cover=cover, growth=growth, **details)
 
 
 SURFACES: tuple[Surface, ...] = (

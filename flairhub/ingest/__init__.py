@@ -6,9 +6,16 @@ from types import ModuleType
 from typing import Any
 
 from flairhub.ingest.run import IngestReport, ingest
+from flairhub.ingest.tables import read_csv
 from flairhub.ingest.zone import ZoneIngestReport, ingest_zone
 
-__all__ = ["IngestReport", "ZoneIngestReport", "ingest", "ingest_zone"]
+__all__ = [
+    "IngestReport",
+    "ZoneIngestReport",
+    "ingest",
+    "ingest_zone",
+    "read_csv",
+]
 
 
 class _CallableModule(ModuleType):

@@ -69,10 +69,10 @@ def file_state(path: str | None) -> Any:
         return None
     member = split_member(path)
     try:
-        found = os.stat(path if member is None else member.archive)
+        status = os.stat(path if member is None else member.archive)
     except OSError:
         return "absent"
-    return [found.st_size, found.st_mtime_ns]
+    return [status.st_size, status.st_mtime_ns]
 
 
 def list_members(archive: str) -> list[str]:
@@ -112,10 +112,10 @@ def read_member(path: MemberPath) -> bytes:
 
 def _archive(path: str) -> _Archive:
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
-    return _open_archive(path, found.st_size, found.st_mtime_ns)
+    return _open_archive(path, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=32)

@@ -97,11 +97,11 @@ def _first_directory(read: Read) -> dict[int, bytes]:
     count_format, entry_format, inline = (order + "Q", order + "HHQ", 8) if big else (order + "H", order + "HHI", 4)
 
     def at(offset: int, length: int) -> bytes:
-        held = head[offset : offset + length]
-        found = held if len(held) == length else read(length, offset)
-        if len(found) != length:
+        cached = head[offset : offset + length]
+        data = cached if len(cached) == length else read(length, offset)
+        if len(data) != length:
             raise ValueError("cut off")
-        return found
+        return data
 
     count_bytes, fields = struct.calcsize(count_format), struct.calcsize(entry_format)
     (count,) = struct.unpack(count_format, at(start, count_bytes))

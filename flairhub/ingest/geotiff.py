@@ -295,11 +295,11 @@ def _check_grid(path: str, box: GeoBox, expected: Expectation) -> None:
         raise DataError(
             f"{path}: CRS {crs_name(box.crs_wkt)}, expected {crs_name(expected.crs_wkt)} as in {expected.reference}."
         )
-    found = (box.width * box.x_res, box.height * box.y_res)
+    footprint = (box.width * box.x_res, box.height * box.y_res)
     tolerance = ALIGNMENT_TOLERANCE_PX * min(box.x_res, box.y_res)
-    if any(abs(a - b) > tolerance for a, b in zip(found, expected.footprint, strict=True)):
+    if any(abs(a - b) > tolerance for a, b in zip(footprint, expected.footprint, strict=True)):
         raise DataError(
-            f"{path}: footprint {found[0]:g} x {found[1]:g} m, expected {expected.footprint[0]:g} x "
+            f"{path}: footprint {footprint[0]:g} x {footprint[1]:g} m, expected {expected.footprint[0]:g} x "
             f"{expected.footprint[1]:g} m as in {expected.reference} (tolerance {ALIGNMENT_TOLERANCE_PX} px)."
         )
 

@@ -14,8 +14,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from flairhub.cube.spec import ArraySpec
-from flairhub.cube.template import AverageTemplate
+from flairhub.cube import ArraySpec, AverageTemplate
 from flairhub.ingest.archives import file_state
 from flairhub.ingest.geotiff import Expectation
 from flairhub.ingest.statistics import Tally

@@ -13,9 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from flairhub.cube.shards import ShardWriter
-from flairhub.cube.spec import NO_DAY, VALID, ArraySpec, valid_spec
-from flairhub.cube.template import AverageTemplate, side_chunk
+from flairhub.cube import NO_DAY, VALID, ArraySpec, AverageTemplate, ShardWriter, side_chunk, valid_spec
 from flairhub.errors import DataError
 from flairhub.ingest.geotiff import Raster, gdal, lossless, read_raster
 from flairhub.ingest.job import Job, JobResult
@@ -156,9 +154,9 @@ def _encode_image(job: Job, row: int, loaded: _Loaded) -> _Patch:
     leading = () if days is None else (len(days),)
     pixels = raster.values.reshape(*leading, job.expected.bands, *shape)
     valid = valid_pixels(pixels, raster.nodata, raster.mask)
-    values, kept = lossless(pixels, spec.dtype, str(job.files[row]), valid)
+    values, exact = lossless(pixels, spec.dtype, str(job.files[row]), valid)
     nodata = stored_nodata(raster.nodata, values.dtype)
-    mask = raster.mask if kept is None else kept if raster.mask is None else kept & raster.mask
+    mask = raster.mask if exact is None else exact if raster.mask is None else exact & raster.mask
     if values.dtype != pixels.dtype:
         # What the numbers tell changes with their kind: one rule, for what is stored.
         valid = valid_pixels(values, nodata, mask)
@@ -235,9 +233,9 @@ def _class_indices(
     whole = values if values.dtype.kind != "f" else np.floor(values)
     bad = ~unknown & ~((values >= 0) & (values < n_classes) & (values == whole))
     if bad.any():
-        found = ", ".join(str(value) for value in np.unique(values[bad])[:5])
+        outside = ", ".join(str(value) for value in np.unique(values[bad])[:5])
         raise DataError(
-            f"{where}: value {found} is outside the {n_classes} classes 0..{n_classes - 1} of {label} "
+            f"{where}: value {outside} is outside the {n_classes} classes 0..{n_classes - 1} of {label} "
             f"({int(bad.sum())} pixels). Pixels without a label must be {IGNORE_INDEX} or the file's declared nodata."
         )
     stored = np.where(unknown, IGNORE_INDEX, np.where(unknown, 0, values)).astype(np.uint8)
@@ -318,19 +316,19 @@ class _ShardFiles:
             # Of a stopped run, before the files changed.
             (self._store / self._mask_path()).unlink(missing_ok=True)
         self.written = {path: (writer.length, writer.checksum) for path, writer in writers.items()}
-        for average, found in zip(self._job.averages, self._averages, strict=True):
-            counts, days = _side_rows(found, average.spec.shape[1])
+        for average, means in zip(self._job.averages, self._averages, strict=True):
+            counts, days = _side_rows(means, average.spec.shape[1])
             for name, rows, fill in (("n_observations", counts, 0), ("date", days, NO_DAY)):
                 path = f"{self._job.modality}/{average.average}/{name}/c/{self._job.shard}/0"
                 chunk = side_chunk(rows, average.spec.shard_patches, fill)
                 self.written[path] = write_file(self._store / path, [chunk])
 
 
-def _side_rows(found: list[_PeriodMeans | None], n_periods: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def _side_rows(means: list[_PeriodMeans | None], n_periods: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Number of observations and mid-period day of each patch: two (patch, period) tables."""
-    counts = np.zeros((len(found), n_periods), dtype=np.int32)
-    days = np.full((len(found), n_periods), NO_DAY, dtype=np.int32)
-    for row, entry in enumerate(found):
+    counts = np.zeros((len(means), n_periods), dtype=np.int32)
+    days = np.full((len(means), n_periods), NO_DAY, dtype=np.int32)
+    for row, entry in enumerate(means):
         if entry is not None:
             counts[row], days[row] = entry.count, entry.days
     return counts, days

@@ -55,13 +55,13 @@ def parse_patch_id(patch_id: str, where: str) -> PatchKey:
     Raises:
         DataError: Another form; ids never hold separators of paths.
     """
-    found = _PATCH_ID.fullmatch(patch_id) if patch_id.isascii() else None
-    if found is None:
+    match = _PATCH_ID.fullmatch(patch_id) if patch_id.isascii() else None
+    if match is None:
         raise DataError(
             f"{where}: patch id {patch_id!r} is not <DOMAIN>_<ROI>_<row>-<col> such as D012-2019_AF-S1-27_5-10 "
             "(letters, digits, '-' and '_' only)."
         )
-    return PatchKey(found["domain"], found["roi"], int(found["row"]), int(found["col"]), patch_id)
+    return PatchKey(match["domain"], match["roi"], int(match["row"]), int(match["col"]), patch_id)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def scan_folder(root: Path) -> FoundFiles:
     Raises:
         DataError: A `.tif` whose name does not fit its folders, a patch twice, or an archive that cannot be trusted.
     """
-    found = FoundFiles({}, {})
+    files = FoundFiles({}, {})
     for folder in sorted(_folders(root)):
         domain, _, name = folder.name.partition("_")
         if name not in MODALITIES:
@@ -96,15 +96,15 @@ def scan_folder(root: Path) -> FoundFiles:
             continue
         for roi in sorted(_folders(folder)):
             names = sorted(entry.name for entry in os.scandir(roi))
-            _add(found, str(roi), names, domain, name, roi.name)
+            _add(files, str(roi), names, domain, name, roi.name)
     for archive in sorted(entry.path for entry in os.scandir(root) if entry.is_file()):
         if archive.lower().endswith(".zip"):
-            _add_archive(found, archive)
-    return found
+            _add_archive(files, archive)
+    return files
 
 
-def _add_archive(found: FoundFiles, archive: str) -> None:
-    own = os.path.basename(archive)[: -len(".zip")]
+def _add_archive(files: FoundFiles, archive: str) -> None:
+    archive_name = os.path.basename(archive)[: -len(".zip")]
     folders: dict[str, list[str]] = {}
     for member in list_members(archive):
         if member.lower().endswith(_SUFFIXES) and not member.startswith(_OF_MACS):
@@ -114,20 +114,20 @@ def _add_archive(found: FoundFiles, archive: str) -> None:
         if not folder:
             raise DataError(f"{archive}/{names[0]}: expected a file in a folder <ROI> of the archive.")
         parts = folder.split("/")
-        group = parts[-2] if len(parts) > 1 else own
+        group = parts[-2] if len(parts) > 1 else archive_name
         domain, _, name = group.partition("_")
         if name not in MODALITIES:
             raise DataError(
                 f"{archive}/{folder}: {group} is not <DOMAIN>_<MODALITY>. Expected such a folder in the archive, or "
                 "such a name of the archive itself."
             )
-        _add(found, f"{archive}/{folder}", names, domain, name, parts[-1])
+        _add(files, f"{archive}/{folder}", names, domain, name, parts[-1])
 
 
-def _add(found: FoundFiles, folder: str, names: Iterable[str], domain: str, modality: str, roi: str) -> None:
+def _add(files: FoundFiles, folder: str, names: Iterable[str], domain: str, modality: str, roi: str) -> None:
     """Add the `.tif` files of one ROI; a patch met before, in another modality, is not taken apart again."""
     prefix, patch = f"{domain}_{modality}_{roi}_", f"{domain}_{roi}_"
-    paths = found.paths.setdefault(modality, {})
+    paths = files.paths.setdefault(modality, {})
     for file_name in names:
         if not file_name.lower().endswith(_SUFFIXES) or file_name.startswith("."):
             continue
@@ -135,11 +135,11 @@ def _add(found: FoundFiles, folder: str, names: Iterable[str], domain: str, moda
         if not file_name.startswith(prefix):
             raise DataError(f"{path}: expected a file named {prefix}<row>-<col>.tif in this folder.")
         patch_id = patch + file_name[len(prefix) :].rpartition(".")[0]
-        if patch_id not in found.keys:
-            found.keys[patch_id] = parse_patch_id(patch_id, path)
+        if patch_id not in files.keys:
+            files.keys[patch_id] = parse_patch_id(patch_id, path)
         if patch_id in paths:
             raise DataError(f"{path}: patch {patch_id} exists already: {paths[patch_id]}.")
-        paths[found.keys[patch_id].patch_id] = path
+        paths[files.keys[patch_id].patch_id] = path
 
 
 def _folders(folder: Path) -> list[Path]:

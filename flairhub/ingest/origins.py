@@ -38,10 +38,10 @@ class Origins:
         Raises:
             DataError: A file lies elsewhere than another modality's file of the same patch.
         """
-        held = slice(job.first, job.first + len(job.patch_ids))
-        own = self._corners[job.modality][held]
+        patches = slice(job.first, job.first + len(job.patch_ids))
+        corners_of_job = self._corners[job.modality][patches]
         for name, corners in self._corners.items():
-            off = self._apart(own, corners[held])
+            off = self._apart(corners_of_job, corners[patches])
             if off.any():
                 position = job.first + int(off.argmax())
                 raise DataError(self._message(position, job.modality, name))
@@ -55,13 +55,13 @@ class Origins:
         """Return by job id the patches, with the reason, that lie elsewhere than most modalities say."""
         values, winners = self._vote()
         names = list(self._corners)
-        found: dict[str, dict[str, str]] = {}
+        result: dict[str, dict[str, str]] = {}
         for name, corners in self._corners.items():
             for position in np.flatnonzero(self._apart(corners, values)):
                 job = self._job(name, int(position))
                 reason = self._message(int(position), name, names[winners[position]])
-                found.setdefault(job.id, {})[job.patch_ids[int(position) - job.first]] = reason
-        return found
+                result.setdefault(job.id, {})[job.patch_ids[int(position) - job.first]] = reason
+        return result
 
     def _vote(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Corner of every patch, and the number of the modality that gives it; the same in any order of jobs."""

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flairhub.cube.spec import FORMAT_VERSION, NO_DAY, average_spec, data_spec
-from flairhub.cube.template import AverageTemplate, CubeTemplate, GroupTemplate
+from flairhub.cube import FORMAT_VERSION, NO_DAY, AverageTemplate, CubeTemplate, GroupTemplate, average_spec, data_spec
 from flairhub.errors import DataError, UsageError
 from flairhub.geo import ALIGNMENT_TOLERANCE_PX, crs_name, same_crs
 from flairhub.ingest.archives import file_exists
@@ -142,29 +141,29 @@ class Planner:
         Where bad files may be skipped, what most of the first readable ones say.
         """
         problem: DataError | None = None
-        found: list[tuple[str, Header]] = []
+        readable: list[tuple[str, Header]] = []
         for path in self._source.files[name]:
             if path is None:
                 continue
             try:
-                found.append((path, read_header(path)))
+                readable.append((path, read_header(path)))
             except DataError as error:
                 if not self._options.skip:
                     raise
                 problem = problem or error
-            if len(found) >= (REFERENCES if self._options.skip else 1):
+            if len(readable) >= (REFERENCES if self._options.skip else 1):
                 break
-        if not found:
+        if not readable:
             raise DataError(f"{name}: no readable file. First problem: {problem}")
-        kinds = [_grid_kind(header) for _, header in found]
-        return found[max(range(len(found)), key=lambda place: kinds.count(kinds[place]))]
+        kinds = [_grid_kind(header) for _, header in readable]
+        return readable[max(range(len(readable)), key=lambda place: kinds.count(kinds[place]))]
 
     def _expectations(self, references: Mapping[str, tuple[str, Header]]) -> dict[str, Expectation]:
         boxes = {name: header.box for name, (_, header) in references.items()}
         tolerance = ALIGNMENT_TOLERANCE_PX * min(min(box.x_res, box.y_res) for box in boxes.values())
         first = next(iter(references))
         footprint = (boxes[first].width * boxes[first].x_res, boxes[first].height * boxes[first].y_res)
-        made = {}
+        result = {}
         for name, (path, _) in references.items():
             row, box = MODALITIES[name], boxes[name]
             if not same_crs(box.crs_wkt, boxes[first].crs_wkt):
@@ -172,14 +171,14 @@ class Planner:
                     f"{path}: CRS {crs_name(box.crs_wkt)}, expected {crs_name(boxes[first].crs_wkt)} as in "
                     f"{references[first][0]}. All modalities of a data set share one CRS."
                 )
-            found = (box.width * box.x_res, box.height * box.y_res)
-            if any(abs(a - b) > tolerance for a, b in zip(found, footprint, strict=True)):
+            size = (box.width * box.x_res, box.height * box.y_res)
+            if any(abs(a - b) > tolerance for a, b in zip(size, footprint, strict=True)):
                 raise DataError(
-                    f"{path}: footprint {found[0]:g} x {found[1]:g} m ({box.width} x {box.height} px), "
+                    f"{path}: footprint {size[0]:g} x {size[1]:g} m ({box.width} x {box.height} px), "
                     f"expected {footprint[0]:g} x {footprint[1]:g} m as in {references[first][0]}. All modalities of a "
                     "patch cover the same ground."
                 )
-            made[name] = Expectation(
+            result[name] = Expectation(
                 name,
                 len(row.bands),
                 row.is_series,
@@ -190,7 +189,7 @@ class Planner:
                 footprint,
                 path,
             )
-        return made
+        return result
 
     def _columns(self) -> dict[str, NDArray[Any]]:
         keys = self._source.keys
@@ -237,9 +236,9 @@ class Planner:
         assert row.dates_file is not None
         if row.dates_file not in self._read:
             self._read[row.dates_file] = self._read_dates(row.dates_file)
-        found = self._read[row.dates_file]
-        held = np.array([path is not None for path in self._source.files[row.name]])
-        return _Dates(np.where(held[:, None], found.days, NO_DAY).astype(np.int32), found.problems)
+        table = self._read[row.dates_file]
+        present = np.array([path is not None for path in self._source.files[row.name]])
+        return _Dates(np.where(present[:, None], table.days, NO_DAY).astype(np.int32), table.problems)
 
     @cached_property
     def _read(self) -> dict[str, _Dates]:
@@ -282,19 +281,19 @@ class Planner:
         problems = {} if row.dates_file is None else self._read[row.dates_file].problems
         jobs = []
         for shard in range(spec.n_shards):
-            held = slice(shard * spec.shard_patches, min((shard + 1) * spec.shard_patches, len(self._ids)))
-            ids = tuple(self._ids[held])
+            selected = slice(shard * spec.shard_patches, min((shard + 1) * spec.shard_patches, len(self._ids)))
+            ids = tuple(self._ids[selected])
             jobs.append(
                 Job(
                     id=f"{group.name}/{shard:06d}",
                     modality=group.name,
                     rank=list(MODALITIES).index(group.name),
                     shard=shard,
-                    first=held.start,
+                    first=selected.start,
                     patch_ids=ids,
-                    files=files[held],
-                    masks=self._source.files[mask][held] if mask else (None,) * len(ids),
-                    days=None if group.days is None else group.days[held],
+                    files=files[selected],
+                    masks=self._source.files[mask][selected] if mask else (None,) * len(ids),
+                    days=None if group.days is None else group.days[selected],
                     expected=expectations[group.name],
                     mask_expected=expectations[mask] if mask else None,
                     spec=spec,

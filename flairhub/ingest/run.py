@@ -12,10 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flairhub.cube import open_cube
-from flairhub.cube.codecs import require_little_endian
-from flairhub.cube.spec import FORMAT_VERSION, INGEST, ROOT_KEY
-from flairhub.cube.template import GroupResult, create_store, fill_store
+from flairhub.cube import (
+    FORMAT_VERSION,
+    INGEST,
+    ROOT_KEY,
+    GroupResult,
+    create_store,
+    fill_store,
+    open_cube,
+    require_little_endian,
+)
 from flairhub.errors import CubeError, DataError, FlairhubError, JobError, UsageError
 from flairhub.ingest.job import Entry, Job, JobResult
 from flairhub.ingest.jobs import run_job
@@ -284,11 +290,11 @@ def write_report(
     No times, so that bytes repeat.
     """
     names = list(dict.fromkeys(job.modality for job in sorted(jobs, key=lambda job: job.rank)))
-    held = {name: [file for job in jobs if job.modality == name for file in job.files] for name in names}
+    files_of = {name: [file for job in jobs if job.modality == name for file in job.files] for name in names}
     skipped = skipped_patches(jobs, done)
     document = {
-        "files": {name: sum(file is not None for file in files) for name, files in held.items()},
-        "missing": {name: sum(file is None for file in files) for name, files in held.items()},
+        "files": {name: sum(file is not None for file in files) for name, files in files_of.items()},
+        "missing": {name: sum(file is None for file in files) for name, files in files_of.items()},
         "invalid": invalid_pixels(attributes),
         "skipped": [{"modality": name, "patch_id": patch, "reason": reason} for name, patch, reason in skipped],
     }

@@ -111,14 +111,14 @@ def source_of_folder(root: Path) -> Source:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder. --root is the folder that holds <DOMAIN>_<MODALITY> folders.")
     root = root.absolute()
-    found = scan_folder(root)
-    if not any(found.paths.values()):
+    scanned = scan_folder(root)
+    if not any(scanned.paths.values()):
         raise DataError(
             f"{root}: no files <DOMAIN>_<MODALITY>/<ROI>/<DOMAIN>_<MODALITY>_<ROI>_<row>-<col>.tif in this folder."
         )
-    placed = _date_undated(found)
+    placed = _date_undated(scanned)
     ids = {patch_id for paths in placed.values() for patch_id in paths}
-    ordered = tuple(sorted((found.keys[patch_id] for patch_id in ids), key=storage_order))
+    ordered = tuple(sorted((scanned.keys[patch_id] for patch_id in ids), key=storage_order))
     files = {name: tuple(placed[name].get(key.patch_id) for key in ordered) for name in MODALITIES if placed.get(name)}
     metadata = _metadata_folder(root)
     return Source(ordered, _folder_splits(root, metadata), files, root, metadata)
@@ -135,7 +135,7 @@ def _metadata_folder(root: Path) -> Path | None:
     return archive / os.path.dirname(tables[0]) if tables else archive
 
 
-def _date_undated(found: FoundFiles) -> dict[str, dict[str, str]]:
+def _date_undated(scanned: FoundFiles) -> dict[str, dict[str, str]]:
     """Give files of undated domains (`D012-195X`) the domain of the patch at their department, ROI and cell.
 
     Those without such a patch are left out, unless there is nothing but undated files.
@@ -143,17 +143,17 @@ def _date_undated(found: FoundFiles) -> dict[str, dict[str, str]]:
     Returns:
         Path by modality and patch id.
     """
-    placed = {name: paths for name, paths in found.paths.items() if not MODALITIES[name].undated_domain}
+    placed = {name: paths for name, paths in scanned.paths.items() if not MODALITIES[name].undated_domain}
     dated = set().union(*placed.values())
     cells: dict[tuple[str, str, int, int], list[str]] = {}
     for patch_id in dated:
-        cells.setdefault(_cell(found.keys[patch_id]), []).append(patch_id)
-    for name in found.paths.keys() - placed.keys():
-        entries = found.paths[name].items()
+        cells.setdefault(_cell(scanned.keys[patch_id]), []).append(patch_id)
+    for name in scanned.paths.keys() - placed.keys():
+        entries = scanned.paths[name].items()
         placed[name] = {
             target: path
             for patch_id, path in entries
-            for target in cells.get(_cell(found.keys[patch_id]), [] if dated else [patch_id])
+            for target in cells.get(_cell(scanned.keys[patch_id]), [] if dated else [patch_id])
         }
     return placed
 

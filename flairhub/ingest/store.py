@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flairhub.cube.spec import INGEST, JOURNAL
-from flairhub.cube.template import root_attributes, set_status
+from flairhub.cube import INGEST, JOURNAL, root_attributes, set_status
 from flairhub.errors import CubeError, DataError, OutputExistsError, UsageError
 from flairhub.ingest.job import Entry
 from flairhub.jobs import (

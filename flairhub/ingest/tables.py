@@ -101,20 +101,22 @@ def read_dates(path: Path, patch_ids: Sequence[str]) -> dict[str, NDArray[np.dat
     """
     wanted = set(patch_ids)
     texts: dict[str, int] = {}
-    found: dict[str, NDArray[np.datetime64] | DataError] = {}
+    dates_of: dict[str, NDArray[np.datetime64] | DataError] = {}
     for patch_id, text in read_geopackage(path, ("patch_id", "acquisition_dates")):
         if patch_id not in wanted:
             continue
         # Of a large data set the texts would fill memory.
         if texts.setdefault(patch_id, hash(text)) != hash(text):
-            found[patch_id] = DataError(f"{path}: patch {patch_id} has several entries with different dates. Keep one.")
-        elif patch_id not in found:
+            dates_of[patch_id] = DataError(
+                f"{path}: patch {patch_id} has several entries with different dates. Keep one."
+            )
+        elif patch_id not in dates_of:
             try:
                 dates = _plain_dates(text)
-                found[patch_id] = parse_dates_json(text, f"{path}: patch {patch_id}") if dates is None else dates
+                dates_of[patch_id] = parse_dates_json(text, f"{path}: patch {patch_id}") if dates is None else dates
             except DataError as error:
-                found[patch_id] = error
-    return found
+                dates_of[patch_id] = error
+    return dates_of
 
 
 @lru_cache(maxsize=4096)
@@ -169,10 +171,10 @@ def read_geopackage(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, .
     Raises:
         DataError: Missing file, not a GeoPackage, or no such layer.
     """
-    found = _columns(path)
-    missing = [name for name in columns if name not in found]
+    present = _columns(path)
+    missing = [name for name in columns if name not in present]
     if missing:
-        raise DataError(f"{path}: column {', '.join(missing)} is missing. Found {', '.join(found) or 'no layer'}.")
+        raise DataError(f"{path}: column {', '.join(missing)} is missing. Found {', '.join(present) or 'no layer'}.")
     with _connect(path) as connection:
         chosen = ", ".join(_quoted(name) for name in columns)
         try:

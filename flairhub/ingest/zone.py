@@ -15,22 +15,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flairhub.cube.codecs import ChunkCodec, require_little_endian
-from flairhub.cube.shards import ShardWriter
-from flairhub.cube.zone import open_zone_cube
-from flairhub.cube.zone_spec import (
+from flairhub.cube import (
     DATA,
     MASK_CODEC,
     VALID,
     ZONE_FORMAT,
     ZONE_KEY,
+    ChunkCodec,
+    ShardWriter,
     Tiling,
     ZoneLayer,
+    create_zone_store,
     data_codec,
+    open_zone_cube,
+    require_little_endian,
     shard_key,
     tiling_of,
 )
-from flairhub.cube.zone_template import create_zone_store
 from flairhub.errors import UsageError
 from flairhub.ingest.job import digest
 from flairhub.ingest.store import StoreKind, StoreRun, writing

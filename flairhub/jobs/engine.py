@@ -26,7 +26,7 @@ QUEUED_PER_SLOT = 2
 LOST_AT_MOST = 3
 """How often a job is handed out before it is reported; dask gives one up after four deaths each time."""
 
-LOOK_EVERY_S = 5
+CHECK_EVERY_S = 5
 """How often the workers are counted while no job ends."""
 
 WITHOUT_WORKERS_S = 120
@@ -181,10 +181,10 @@ def run_jobs(
     """
     loop = _Loop(workers, partial(_attempt, function, workers.stop is None), noun, name, hint)
     try:
-        for job, found in loop.finished(jobs):
-            if isinstance(found, Exception) and errors == "raise":
-                raise found
-            yield job, found
+        for job, result in loop.finished(jobs):
+            if isinstance(result, Exception) and errors == "raise":
+                raise result
+            yield job, result
     finally:
         if workers.stop is not None:
             workers.stop.set()
@@ -225,16 +225,16 @@ class _Loop:
             yield from ((job, self.attempt(job)) for job in jobs)
             return
         suspects: deque[tuple[Any, int]] = deque()
-        for job, found in self._handed_out(iter(jobs), QUEUED_PER_SLOT * self.workers.slots):
-            if _is_lost(found):
+        for job, result in self._handed_out(iter(jobs), QUEUED_PER_SLOT * self.workers.slots):
+            if _is_lost(result):
                 suspects.append((job, 1))
             else:
-                yield job, found
+                yield job, result
         while suspects:
             job, times = suspects.popleft()
-            ((_, found),) = self._handed_out(iter([job]), 1)
-            if not _is_lost(found):
-                yield job, found
+            ((_, result),) = self._handed_out(iter([job]), 1)
+            if not _is_lost(result):
+                yield job, result
             elif times + 1 < LOST_AT_MOST:
                 suspects.append((job, times + 1))
             else:
@@ -261,7 +261,7 @@ class _Loop:
         """Wait for jobs; while none ends, see that there is somebody to do them."""
         living, last_seen = self.workers.living, time.monotonic()
         while True:
-            done = wait(self._running, LOOK_EVERY_S if living else None, return_when=FIRST_COMPLETED).done
+            done = wait(self._running, CHECK_EVERY_S if living else None, return_when=FIRST_COMPLETED).done
             if done or living is None:
                 return done
             if living():
@@ -296,6 +296,6 @@ class _Loop:
         return JobError(" ".join(filter(None, parts)))
 
 
-def _is_lost(found: Any) -> bool:
+def _is_lost(result: Any) -> bool:
     """True when dask gave a job up because too many workers died that had it."""
-    return type(found).__name__ == "KilledWorker"
+    return type(result).__name__ == "KilledWorker"

@@ -90,9 +90,9 @@ def _locked_by_system(path: Path, target: Path, noun: str) -> Iterator[None]:
         holder = _read(path)
         if holder is not None and not holder.by_system and not holder.is_gone:
             raise _refusal(path, target, noun, holder)
-        held = FileLock(path, timeout=0, fallback_to_soft=False)
+        lock = FileLock(path, timeout=0, fallback_to_soft=False)
         try:
-            held.acquire()
+            lock.acquire()
         except Timeout:
             if path.exists():
                 raise _refusal(path, target, noun, _read(path)) from None
@@ -115,7 +115,7 @@ def _locked_by_system(path: Path, target: Path, noun: str) -> Iterator[None]:
         yield
     finally:
         path.unlink(missing_ok=True)
-        held.release()
+        lock.release()
 
 
 @contextmanager

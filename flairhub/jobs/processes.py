@@ -87,15 +87,15 @@ def _interrupts_later() -> Iterator[None]:
 
     Processes and threads that start meanwhile never see it: the one that started them ends them.
     """
-    held: list[int] = []
-    here = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGINT, lambda number, _: held.append(number)) if here else None
+    caught: list[int] = []
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, lambda number, _: caught.append(number)) if in_main else None
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if here:
+        if in_main:
             signal.signal(signal.SIGINT, handler)
-    if held:
+    if caught:
         raise KeyboardInterrupt

@@ -18,8 +18,7 @@ from rasterio.crs import CRS
 from flairhub.class_raster import task_of_attributes
 from flairhub.errors import DataError, UsageError
 from flairhub.geo import ALIGNMENT_TOLERANCE_PX, GeoBox, crs_name
-from flairhub.inference.map_store import checksum_of
-from flairhub.inference.outputs import scaled_confidence
+from flairhub.inference import checksum_of, scaled_confidence
 from flairhub.tasks import IGNORE_INDEX, Task
 
 ROWS = 2048

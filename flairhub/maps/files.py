@@ -9,9 +9,7 @@ from pathlib import Path
 
 from flairhub.class_raster import category_xml, qgis_style
 from flairhub.errors import OutputExistsError, UsageError
-from flairhub.inference.outputs import MapSpec, write_map
-from flairhub.inference.polygons import PolygonFormat
-from flairhub.inference.sidecars import Extras, write_task_polygons
+from flairhub.inference import Extras, MapSpec, PolygonFormat, write_map, write_task_polygons
 from flairhub.jobs import temporary_name, write_text
 from flairhub.maps.class_map import ClassMap
 from flairhub.tasks import Language

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flairhub.config.derive import input_preparations, label_tasks
-from flairhub.config.train_schema import MultitempModel, TrainConfig
+from flairhub.config import MultitempModel, TrainConfig, input_preparations, label_tasks
 from flairhub.errors import OutputExistsError
 from flairhub.jobs import sha256_of
 from flairhub.modalities import modality
@@ -15,7 +14,7 @@ from flairhub.models.network_spec import network_spec
 from flairhub.models.published import Accounting, read_published
 
 if TYPE_CHECKING:
-    from flairhub.config.zonal_schema import ZonalConfig
+    from flairhub.config import ZonalConfig
 
 
 def convert(

@@ -157,7 +157,7 @@ def _smp_parts(arch: Arch, classes: int, size: int) -> tuple[nn.Module, nn.Modul
             model = create(arch, channels=1, classes=classes, size=size)
         return model.decoder, model.segmentation_head  # type: ignore[return-value]
     parts = _Parts(model.decoder, model.segmentation_head)  # type: ignore[arg-type]
-    owners = [part for part in parts.modules() if _own_tensors(part)]
+    owners = [part for part in parts.modules() if _direct_tensors(part)]
     if target.type == "meta":
         return parts.decoder, parts.segmentation_head
     if not all(hasattr(owner, "reset_parameters") for owner in owners):
@@ -171,5 +171,5 @@ def _smp_parts(arch: Arch, classes: int, size: int) -> tuple[nn.Module, nn.Modul
     return parts.decoder, parts.segmentation_head
 
 
-def _own_tensors(module: nn.Module) -> bool:
+def _direct_tensors(module: nn.Module) -> bool:
     return any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False)))

@@ -11,8 +11,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from flairhub.baselines import RECIPE
-from flairhub.config import SeriesOptions, TrainConfig, ZonalConfig, input_preparations, label_tasks
-from flairhub.config.train_schema import ChannelInit
+from flairhub.config import ChannelInit, SeriesOptions, TrainConfig, ZonalConfig, input_preparations, label_tasks
 from flairhub.errors import UsageError
 from flairhub.modalities import INPUTS, LABELS, modality
 

@@ -170,8 +170,8 @@ def _with_other_tasks(spec: NetworkSpec, tensors: Mapping[str, Tensor]) -> Netwo
         match = re.fullmatch(r"main_decoders\.(.+)\.weight", name)
         if match and match[1] not in spec.tasks:
             others[match[1]] = tensor.shape[0]
-    trained_here = any(f"main_decoders.{task}.weight" in tensors for task in spec.tasks)
-    return replace(spec, other_classes=sum(others.values())) if others and trained_here else spec
+    trained = any(f"main_decoders.{task}.weight" in tensors for task in spec.tasks)
+    return replace(spec, other_classes=sum(others.values())) if others and trained else spec
 
 
 def _with_fitting_sizes(spec: NetworkSpec, tensors: Mapping[str, Tensor]) -> NetworkSpec:

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flairhub.config import SeriesOptions
-from flairhub.config.train_schema import NORM_GROUPS, PaddingMode
+from flairhub.config import NORM_GROUPS, PaddingMode, SeriesOptions
 from flairhub.errors import UsageError
 from flairhub.models.network_spec import check_series_options
 

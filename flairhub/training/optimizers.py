@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import Parameter
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from flairhub.config.train_schema import OptimizerName, ScheduleName
+from flairhub.config import OptimizerName, ScheduleName
 from flairhub.errors import UsageError
 
 DIV_FACTOR = 1000.0

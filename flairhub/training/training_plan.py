@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from flairhub.config import TrainConfig, class_weights, config_hash, input_preparations, label_tasks
 from flairhub.data import BatchLoader, Preparation
 from flairhub.errors import DataError, TrainingError
-from flairhub.ingest.tables import read_csv
+from flairhub.ingest import read_csv
 from flairhub.models import NetworkSpec, network_spec
 from flairhub.tasks import Task
 from flairhub.training.losses import TaskObjective

@@ -12,9 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from flairhub.cube import Cube, open_cube
-from flairhub.cube.roi import RoiLayer, roi_layers
-from flairhub.cube.zone import ZoneCube, open_zone_cube
+from flairhub.cube import Cube, RoiLayer, ZoneCube, open_cube, open_zone_cube, roi_layers
 from flairhub.errors import CubeError, ZoneError
 from flairhub.modalities import INPUTS, MODALITIES
 from flairhub.zones.raster import Raster, Span

@@ -246,17 +246,17 @@ def _tile_validity(mosaic: Mosaic, tile: Tile, rows: Span, cols: Span) -> tuple[
         x0, y0, x_size, y_size = tile.target or (0, 0, mosaic.width, mosaic.height)
         y = _positions(rows, y0, y_size, top, height, dataset.height)
         x = _positions(cols, x0, x_size, left, width, dataset.width)
-        own_rows, own_cols = (int(y.min()), int(y.max()) + 1), (int(x.min()), int(x.max()) + 1)
-        known = read_masks(dataset, facts.masked, own_rows, own_cols)
-        written = written_pixels(dataset, own_rows, own_cols) if facts.sparse else None
+        tile_rows, tile_cols = (int(y.min()), int(y.max()) + 1), (int(x.min()), int(x.max()) + 1)
+        known = read_masks(dataset, facts.masked, tile_rows, tile_cols)
+        written = written_pixels(dataset, tile_rows, tile_cols) if facts.sparse else None
         if written is not None:
             every_band = np.asarray(written.all(axis=0))
             known = every_band if known is None else known & every_band
         numbers = None
         if facts.nodata is not None:
-            values = dataset.read([tile.band], window=window_of(own_rows, own_cols))
+            values = dataset.read([tile.band], window=window_of(tile_rows, tile_cols))
             numbers = valid_pixels(values, nodata_of(facts.nodata, tile.band - 1))
-    pick = np.ix_(y - own_rows[0], x - own_cols[0])
+    pick = np.ix_(y - tile_rows[0], x - tile_cols[0])
     return True if known is None else known[pick], True if numbers is None else numbers[pick]
 
 

@@ -113,7 +113,7 @@ def _mask(source: Any, name: str, series: str, raster: Raster) -> Raster:
     key = f"quality[{series!r}]"
     if isinstance(source, str | Path):
         return _opened(source, name, key, raster.dates)
-    mask = open_array(source, name, key, _own_dates(source, raster))
+    mask = open_array(source, name, key, _dates_of_mask(source, raster))
     if mask.n_dates != raster.n_dates or not np.array_equal(mask.dates, raster.dates):  # type: ignore[arg-type]
         raise ZoneError(
             f"{key}: has {mask.n_dates} dates, and {series} {raster.n_dates}, or others. Every image needs its mask: "
@@ -122,7 +122,7 @@ def _mask(source: Any, name: str, series: str, raster: Raster) -> Raster:
     return mask
 
 
-def _own_dates(source: Any, raster: Raster) -> NDArray[np.datetime64] | None:
+def _dates_of_mask(source: Any, raster: Raster) -> NDArray[np.datetime64] | None:
     """The dates of the series, for a mask without dates."""
     coords = getattr(source, "coords", {})
     return None if any(name in coords for name in ("time", "t", "Time", "T")) else raster.dates
@@ -162,8 +162,8 @@ def open_array(
     first, dims, _ = selected[0]
     where = _named(first, key)
     grids = [
-        grid_of(array, own, crs_of(array, source.attrs, _named(array, key)), _named(array, key))
-        for array, own, _ in selected
+        grid_of(array, dims, crs_of(array, source.attrs, _named(array, key)), _named(array, key))
+        for array, dims, _ in selected
     ]
     for (array, _, _), grid in zip(selected, grids, strict=True):
         if grid != grids[0]:
@@ -176,7 +176,7 @@ def open_array(
     if not kinds <= set("iuf"):
         raise ZoneError(f"{where}: has dtype {first.dtype}, expected real numbers.")
     members = tuple(
-        Member(array.variable, own, tuple(position for _, position in bands)) for array, own, bands in selected
+        Member(array.variable, dims, tuple(position for _, position in bands)) for array, dims, bands in selected
     )
     packing = tuple(packing for array, _, bands in selected for packing in [packing_of(array)] * len(bands))
     nodata = tuple(value for array, _, bands in selected for value in [nodata_of_array(array)] * len(bands))

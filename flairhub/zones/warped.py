@@ -21,7 +21,7 @@ from rasterio.enums import Resampling
 from rasterio.transform import Affine
 from rasterio.warp import calculate_default_transform, reproject, transform_bounds
 
-from flairhub.cube.zone import ChunkCache
+from flairhub.cube import ChunkCache
 from flairhub.geo import MAX_RATIO_DENOMINATOR, GeoBox, lattice_of, same_crs
 from flairhub.modalities import MODALITIES
 from flairhub.validity import Nodata, nodata_of, stored_nodata, valid_pixels
@@ -252,11 +252,11 @@ def warped_onto(
 
 
 def _ratio(raster: Raster, finest: Raster) -> Fraction:
-    own, fine = raster.geobox, finest.geobox
+    coarse, fine = raster.geobox, finest.geobox
     size, *_ = calculate_default_transform(
-        CRS.from_wkt(own.crs_wkt), CRS.from_wkt(fine.crs_wkt), own.width, own.height, *own.bounds
+        CRS.from_wkt(coarse.crs_wkt), CRS.from_wkt(fine.crs_wkt), coarse.width, coarse.height, *coarse.bounds
     )
-    measured = (own.x_res if own.crs_wkt == fine.crs_wkt else size.a) / fine.x_res
+    measured = (coarse.x_res if coarse.crs_wkt == fine.crs_wkt else size.a) / fine.x_res
     published = MODALITIES[raster.name].gsd_m / MODALITIES[finest.name].gsd_m
     if raster.name == finest.name:
         return Fraction(1)

@@ -196,8 +196,8 @@ def grid_of(array: xr.DataArray, dims: Dims, crs_wkt: str, where: str) -> Grid:
         name, length = dims[axis], array.sizes[dims[axis]]
         if not length:
             raise ZoneError(f"{where}: has no pixel along {name}.")
-        own = None if declared is None else declared[axis]
-        axes[axis] = _axis(array[name].values if name in array.coords else None, length, own, f"{where}: {name}")
+        nominal = None if declared is None else declared[axis]
+        axes[axis] = _axis(array[name].values if name in array.coords else None, length, nominal, f"{where}: {name}")
     for axis, other in (("x", "y"), ("y", "x")):
         first, step = axes[axis]
         if not step:
@@ -330,8 +330,8 @@ def nodata_of_array(array: xr.DataArray) -> float | None:
     declared = [float(value) for value in candidates if value is not None]
     if not declared and not any(array.encoding.get(key) is not None for key in _NODATA_KEYS):
         # `rio.set_nodata` leaves no attribute.
-        kept = array.rio.nodata
-        declared = [] if kept is None else [float(kept)]
+        decoded = array.rio.nodata
+        declared = [] if decoded is None else [float(decoded)]
     return next((value for value in declared if not np.isnan(value)), None)
 
 

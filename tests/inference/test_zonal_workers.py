@@ -337,7 +337,7 @@ def test_a_run_without_workers_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         def submit(self, function: Any, job: Any) -> Any:
             return Future()
 
-    monkeypatch.setattr(engine, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(engine, "CHECK_EVERY_S", 0.01)
     monkeypatch.setattr(engine, "WITHOUT_WORKERS_S", 0.1)
     left = [1] * 30
     workers = engine.Workers(Idle(), 1, living=lambda: left.pop() if left else 0)  # type: ignore[arg-type]

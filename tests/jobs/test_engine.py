@@ -206,7 +206,7 @@ def test_a_scheduler_that_goes_away() -> None:
 
 
 def test_no_workers_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(engine, "CHECK_EVERY_S", 0.01)
     monkeypatch.setattr(engine, "WITHOUT_WORKERS_S", 0.05)
     left = [1] * 20
     pool = Workers(Executor(lambda _: None), 1, living=lambda: left.pop() if left else 0)  # type: ignore[arg-type]
