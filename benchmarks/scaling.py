@@ -27,8 +27,8 @@ from rasterio.transform import from_origin
 
 import flairhub as fh
 from flairhub.cube.template import GroupResult, create_store, fill_store, set_status
+from flairhub.ingest.patch_sources import source_of_folder
 from flairhub.ingest.plan import Options, Plan, Planner
-from flairhub.ingest.sources import source_of_folder
 from flairhub.modalities import MODALITIES
 
 DEPARTMENTS = 74

@@ -36,7 +36,7 @@ from flairhub.cube.template import (
     side_chunk,
 )
 from flairhub.cube.verify import verify, verify_zone
-from flairhub.cube.zone import ChunkCache, ZoneCube, is_zone_cube, open_zone_cube
+from flairhub.cube.zone_cube import ChunkCache, ZoneCube, is_zone_cube, open_zone_cube
 from flairhub.cube.zone_spec import (
     DATA,
     MASK_CODEC,

@@ -14,7 +14,7 @@ import numpy as np
 from flairhub.cube.cube import Cube, is_local
 from flairhub.cube.reader import ArrayReader
 from flairhub.cube.spec import INGEST, JOURNAL
-from flairhub.cube.zone import ZoneCube
+from flairhub.cube.zone_cube import ZoneCube
 from flairhub.errors import CubeError
 from flairhub.jobs import Journal
 from flairhub.progress import Progress, silent

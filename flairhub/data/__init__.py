@@ -14,7 +14,7 @@ from flairhub.data.augment import (
 from flairhub.data.batch import Batch, PreparedBatch
 from flairhub.data.datasets import BatchDataset, PatchDataset
 from flairhub.data.loader import BatchLoader
-from flairhub.data.prepare import Preparation, prepare_batch, prepare_for_training
+from flairhub.data.preparation import Preparation, prepare_batch, prepare_for_training
 from flairhub.data.sampler import Sampler
 from flairhub.data.workers import Transform
 

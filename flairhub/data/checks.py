@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from flairhub.data.prepare import Preparation
+from flairhub.data.preparation import Preparation
 from flairhub.errors import CubeError, DataError, UsageError
 from flairhub.prepare import ImagePreparation
 from flairhub.tasks import Task

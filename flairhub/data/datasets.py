@@ -12,9 +12,9 @@ from torch import Tensor, distributed
 from torch.utils.data import Dataset, IterableDataset
 
 from flairhub.data.batch import Batch, PreparedBatch
+from flairhub.data.batch_reader import BatchReader, Missing
 from flairhub.data.loader import BatchLoader
-from flairhub.data.prepare import Preparation
-from flairhub.data.reader import BatchReader, Missing
+from flairhub.data.preparation import Preparation
 from flairhub.tasks import Task
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
 from flairhub.data.batch import Batch
+from flairhub.data.batch_reader import BatchReader, Missing
 from flairhub.data.checks import warn_of_old_nodata
-from flairhub.data.prepare import Preparation
-from flairhub.data.reader import BatchReader, Missing
+from flairhub.data.preparation import Preparation
 from flairhub.data.sampler import POOL_PATCHES, Sampler
 from flairhub.data.workers import ReadingProcesses, Transform, transformed
 from flairhub.errors import UsageError

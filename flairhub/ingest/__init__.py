@@ -7,7 +7,7 @@ from typing import Any
 
 from flairhub.ingest.run import IngestReport, ingest
 from flairhub.ingest.tables import read_csv
-from flairhub.ingest.zone import ZoneIngestReport, ingest_zone
+from flairhub.ingest.zone_ingest import ZoneIngestReport, ingest_zone
 
 __all__ = [
     "IngestReport",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from flairhub.cube import ArraySpec, AverageTemplate
 from flairhub.ingest.archives import file_state
-from flairhub.ingest.geotiff import Expectation
+from flairhub.ingest.patch_geotiff import Expectation
 from flairhub.ingest.statistics import Tally
 
 

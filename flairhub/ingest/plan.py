@@ -17,9 +17,9 @@ from flairhub.cube import FORMAT_VERSION, NO_DAY, AverageTemplate, CubeTemplate,
 from flairhub.errors import DataError, UsageError
 from flairhub.geo import ALIGNMENT_TOLERANCE_PX, crs_name, same_crs
 from flairhub.ingest.archives import file_exists
-from flairhub.ingest.geotiff import Expectation, Header, gdal, read_header
 from flairhub.ingest.job import Job, digest
-from flairhub.ingest.sources import Source
+from flairhub.ingest.patch_geotiff import Expectation, Header, gdal, read_header
+from flairhub.ingest.patch_sources import Source
 from flairhub.ingest.tables import read_dates
 from flairhub.modalities import MODALITIES, Kind, Modality
 from flairhub.tasks import level_sizes

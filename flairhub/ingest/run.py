@@ -24,10 +24,10 @@ from flairhub.cube import (
 )
 from flairhub.errors import CubeError, DataError, FlairhubError, JobError, UsageError
 from flairhub.ingest.job import Entry, Job, JobResult
-from flairhub.ingest.jobs import run_job
 from flairhub.ingest.origins import Origins
+from flairhub.ingest.patch_shards import run_job
+from flairhub.ingest.patch_sources import Source, modalities_of_config, restrict, source_of_config, source_of_folder
 from flairhub.ingest.plan import AverageRequest, Options, Plan, Planner
-from flairhub.ingest.sources import Source, modalities_of_config, restrict, source_of_config, source_of_folder
 from flairhub.ingest.statistics import add_all, summarise
 from flairhub.ingest.store import StoreKind, StoreRun, reading, writing
 from flairhub.jobs import folder_bytes, is_disk_full, job_workers, run_jobs, to_disk, usable_cores, write_file

@@ -2,7 +2,9 @@
 
 from flairhub.jobs.engine import Stopped, Workers, job_workers, run_jobs, usable_cores
 from flairhub.jobs.faults import reach
-from flairhub.jobs.files import (
+from flairhub.jobs.journal import Journal
+from flairhub.jobs.lock import writer_lock
+from flairhub.jobs.placement import (
     FileWriter,
     discard_folder,
     folder_bytes,
@@ -17,8 +19,6 @@ from flairhub.jobs.files import (
     write_file,
     write_text,
 )
-from flairhub.jobs.journal import Journal
-from flairhub.jobs.lock import writer_lock
 
 __all__ = [
     "FileWriter",

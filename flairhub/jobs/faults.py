@@ -19,7 +19,11 @@ _reached: Counter[str] = Counter()
 
 
 def reach(point: str) -> None:
-    """Strike when the test environment asks for a fault here; otherwise do nothing."""
+    """Strike when the test environment asks for a fault here; otherwise do nothing.
+
+    Raises:
+        OSError: The fault asked for is a full disk.
+    """
     wanted = os.environ.get(VARIABLE)
     if not wanted:
         return

@@ -11,7 +11,7 @@ from typing import Any
 import google_crc32c
 
 from flairhub.jobs.faults import reach
-from flairhub.jobs.files import write_file
+from flairhub.jobs.placement import write_file
 
 
 class Journal:

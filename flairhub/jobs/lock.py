@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from flairhub.errors import LockError
-from flairhub.jobs.files import temporary_name
+from flairhub.jobs.placement import temporary_name
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """What a file system without locks answers."""

@@ -13,7 +13,7 @@ from flairhub.errors import UsageError
 from flairhub.maps.areas import class_areas, polygon_areas
 from flairhub.maps.class_map import ClassMap, class_map
 from flairhub.maps.comparison import Comparison, compare
-from flairhub.maps.files import write_cog, write_polygon_file
+from flairhub.maps.map_files import write_cog, write_polygon_file
 from flairhub.tasks import Language, Task
 
 if TYPE_CHECKING:

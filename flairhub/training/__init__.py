@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from flairhub.training.datasets import loader, patches
 from flairhub.training.evaluation import evaluate
+from flairhub.training.loaders import loader, patches
 from flairhub.training.phases import TrainResult, train
 
 __all__ = ["TrainResult", "evaluate", "loader", "patches", "train"]

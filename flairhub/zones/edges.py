@@ -48,7 +48,13 @@ def detach(zone: Zone, names: Sequence[str]) -> tuple[Zone, dict[str, da.Array]]
 
 
 def needed_chunks(zone: Zone, name: str, region: tuple[Span, Span]) -> list[tuple[int, int]]:
-    """Row and column numbers of the chunks of a raster that a task needs to read a region; always the same order."""
+    """Row and column numbers of the chunks of a raster that a task needs to read a region; always the same order.
+
+    Args:
+        zone: The rasters.
+        name: Of the raster, which is an edge (`is_edge`).
+        region: First row and one past the last, and the same for columns, pixels of the raster; may lie outside.
+    """
     raster = zone.raster(name)
     reach = raster.reach(*raster.inside(*region))
     assert isinstance(raster.origin, ArrayRaster)

@@ -147,7 +147,14 @@ def missing_facts(dataset: Any) -> MissingFacts:
 
 
 def read_masks(dataset: Any, bands: Sequence[int], rows: Span, cols: Span) -> NDArray[np.bool_] | None:
-    """Return (y, x) where all of the masks of `bands` say that there is data; None without bands."""
+    """Return (y, x) where all of the masks of `bands` say that there is data; None without bands.
+
+    Args:
+        dataset: An open raster.
+        bands: 1-based.
+        rows: First row and one past the last, pixels of the file.
+        cols: Likewise for columns.
+    """
     if not bands:
         return None
     masks = dataset.read_masks(list(bands), window=window_of(rows, cols)) > 0

@@ -195,7 +195,16 @@ class Coverage:
 
 
 def band_coverages(mosaic: Mosaic, rows: Span, cols: Span) -> list[Coverage]:
-    """Return where each band of a mosaic has data in a region; bands of the same tiles share one answer."""
+    """Return where each band of a mosaic has data in a region; bands of the same tiles share one answer.
+
+    Args:
+        mosaic: Its tiles.
+        rows: First row and one past the last, pixels of the mosaic.
+        cols: Likewise for columns.
+
+    Raises:
+        RasterioError: A tile cannot be read.
+    """
     # Which band of a tile is shown matters only where its numbers do.
     groups = [
         tuple(tile if _tile_facts(Path(tile.path)).nodata is not None else replace(tile, band=0) for tile in tiles)

@@ -53,7 +53,13 @@ class WarpedRaster(Raster):
 
     @classmethod
     def onto(cls, source: Raster, geobox: GeoBox, smooth: bool) -> WarpedRaster:
-        """Put a raster on another grid; outside of its extent it has no data."""
+        """Put a raster on another grid; outside of its extent it has no data.
+
+        Args:
+            source: The raster.
+            geobox: The grid, in any CRS.
+            smooth: Interpolate between pixels; otherwise every pixel is that of the nearest one.
+        """
         return cls(
             source.name, geobox, source.bands, source.dates, source.dtype, source.nodata, source.alpha, source, smooth
         )

@@ -73,6 +73,11 @@ class Grid:
 def dims_of(array: xr.DataArray, row: Modality, where: str) -> Dims:
     """Return what each dimension of an array is.
 
+    Args:
+        array: (time,) band, y, x in any order.
+        row: The modality that it holds.
+        where: What names it in messages.
+
     Raises:
         ZoneError: Degrees, an unknown dimension, or one that is missing or does not belong to the modality.
     """
@@ -102,6 +107,11 @@ def dims_of(array: xr.DataArray, row: Modality, where: str) -> Dims:
 def bands_by_label(labels: Sequence[object], row: Modality, where: str) -> list[tuple[str, int]]:
     """Return the published bands among some labels, in published order, and where each one is.
 
+    Args:
+        labels: Of the bands, in their order.
+        row: The modality that it holds.
+        where: What names it in messages.
+
     Raises:
         ZoneError: None is known, or two mean the same.
     """
@@ -123,6 +133,12 @@ def bands_by_label(labels: Sequence[object], row: Modality, where: str) -> list[
 
 def bands_of(array: xr.DataArray, dims: Dims, row: Modality, where: str) -> list[tuple[str, int]]:
     """Return the names of an array's bands and their positions: by names, by the numbers 1..N, or by their count.
+
+    Args:
+        array: (time,) band, y, x in any order.
+        dims: What its dimensions are, see `dims_of`.
+        row: The modality that it holds.
+        where: What names it in messages.
 
     Raises:
         ZoneError: Names or numbers that do not say which band is which, or as many bands as cannot be.
@@ -171,6 +187,11 @@ def _by_number(labels: list[float], row: Modality, where: str) -> list[tuple[str
 def dates_of(array: xr.DataArray, dims: Dims, where: str) -> NDArray[np.datetime64] | None:
     """Return (time,) datetime64[D] of an array's time coordinate; None where it has none.
 
+    Args:
+        array: (time,) band, y, x in any order.
+        dims: What its dimensions are, see `dims_of`.
+        where: What names it in messages.
+
     Raises:
         ZoneError: The coordinate holds no dates.
     """
@@ -186,6 +207,12 @@ def dates_of(array: xr.DataArray, dims: Dims, where: str) -> NDArray[np.datetime
 
 def grid_of(array: xr.DataArray, dims: Dims, crs_wkt: str, where: str) -> Grid:
     """Return the grid of an array from its coordinates, which are pixel centres.
+
+    Args:
+        array: (time,) band, y, x in any order.
+        dims: What its dimensions are, see `dims_of`.
+        crs_wkt: Its CRS.
+        where: What names it in messages.
 
     Raises:
         ZoneError: No or irregular coordinates, or a rotated transform.

@@ -284,7 +284,7 @@ def test_stored_averages_are_the_computed_ones(tmp_path: Path, case: str, monkey
     for _ in range(2):
         (batch,) = BatchLoader(cube, np.arange(2), {name: preparation}, [], batch_size=2, threads=0)
         batches.append(batch)
-        monkeypatch.setattr("flairhub.data.reader.stored_averages", lambda *_: {})
+        monkeypatch.setattr("flairhub.data.batch_reader.stored_averages", lambda *_: {})
     stored, computed = batches
     for group in ("inputs", "dates", "masks", "valid"):
         one, two = getattr(stored, group), getattr(computed, group)

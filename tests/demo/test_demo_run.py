@@ -105,7 +105,7 @@ def test_command_makes_data_only(
 def test_command_prints_scores_and_paths(
     result: DemoResult, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("flairhub.demo.walkthrough.run_demo", lambda *_, **__: result)
+    monkeypatch.setattr("flairhub.demo.run_demo", lambda *_, **__: result)
     main(["demo", "anywhere"])
     out = capsys.readouterr().out
     for path in (*result.pictures.values(), *result.maps.values(), result.bundle, result.metrics, result.cube):

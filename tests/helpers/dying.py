@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 from flairhub.ingest.job import Job, JobResult
-from flairhub.ingest.jobs import run_job
+from flairhub.ingest.patch_shards import run_job
 
 VICTIM = "SENTINEL2_TS/000003"
 

@@ -90,7 +90,7 @@ def test_windows_through_a_real_network_equal_single_passes(
 ) -> None:
     """What training's preparation makes of one window is what the zone's windows get."""
     from flairhub.data.batch import Batch
-    from flairhub.data.prepare import prepare_batch
+    from flairhub.data.preparation import prepare_batch
     from flairhub.timeseries import prepare_series
 
     zone = open_zone(config())

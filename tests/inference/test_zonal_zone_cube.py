@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 import flairhub as fh
 from flairhub.cli import main
-from flairhub.cube.zone import open_zone_cube
+from flairhub.cube.zone_cube import open_zone_cube
 from flairhub.errors import ConfigError, CubeError, OutputExistsError, UsageError, ZoneError
 from flairhub.inference import open_zone, predict_zone, run_zonal
 from flairhub.ingest import ingest_zone

@@ -16,7 +16,7 @@ from rasterio.transform import from_origin
 from flairhub.geo import geobox_of
 from flairhub.ingest import geotags
 from flairhub.ingest.geotags import GeoTags, read_geotags
-from flairhub.ingest.geotiff import gdal, read_header
+from flairhub.ingest.patch_geotiff import gdal, read_header
 from tests.helpers.makers import write_patch
 
 VALUES = np.arange(2 * 8 * 8, dtype=np.uint16).reshape(2, 8, 8)

@@ -16,7 +16,7 @@ import pytest
 import flairhub as fh
 from flairhub.errors import CubeError, LockError, OutputExistsError, UsageError
 from flairhub.ingest import run
-from flairhub.ingest.jobs import run_job
+from flairhub.ingest.patch_shards import run_job
 from flairhub.ingest.store import read_entries
 from flairhub.jobs import Journal, writer_lock
 from tests.helpers.comparisons import same_tree

@@ -90,7 +90,12 @@ class FileWriter:
 
 
 def write_file(path: Path, pieces: Sequence[bytes], durable: bool = False) -> tuple[int, int]:
-    """Write a file so that it is either whole or absent; `durable`: also when the power fails.
+    """Write a file so that it is either whole or absent.
+
+    Args:
+        path: Its name; an existing file is replaced.
+        pieces: What it holds, in order.
+        durable: Whole or absent also when the power fails.
 
     Returns:
         Its length in bytes and the CRC-32C of all of it.

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from flairhub.cube import NO_DAY, VALID, ArraySpec, AverageTemplate, ShardWriter, side_chunk, valid_spec
 from flairhub.errors import DataError
-from flairhub.ingest.geotiff import Raster, gdal, lossless, read_raster
 from flairhub.ingest.job import Job, JobResult
+from flairhub.ingest.patch_geotiff import Raster, gdal, lossless, read_raster
 from flairhub.ingest.statistics import BandTally, Tally, add_bands, tally_bands
 from flairhub.jobs import reach, write_file
 from flairhub.tasks import IGNORE_INDEX

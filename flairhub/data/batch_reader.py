@@ -15,7 +15,7 @@ from torch import Tensor
 from flairhub.data.batch import Batch
 from flairhub.data.buffers import BufferRing
 from flairhub.data.checks import check_present, check_request, named, stored_averages
-from flairhub.data.prepare import Preparation, targets_with_data
+from flairhub.data.preparation import Preparation, targets_with_data
 from flairhub.errors import DataError
 from flairhub.modalities import modality
 from flairhub.prepare import ImagePreparation
