@@ -1,7 +1,7 @@
-"""The maps of a model as xarray: their template, the one function that computes a block of them, the lazy Dataset.
+"""The maps of a model as xarray: the one function that computes a block of them, and the lazy Dataset.
 
-A template is a Dataset like the maps, without their values. It carries the sizes of windows in its attributes, so that
-a block needs nothing else: it finds its windows from its own `x` and `y`.
+A block carries the sizes of windows in its attributes and needs nothing else: it finds its windows from its own `x` and
+`y`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 
 from flairhub.class_raster import class_attributes
 from flairhub.errors import UsageError, ZoneError
-from flairhub.inference.block import DTYPES, OUTPUTS, predict_region
-from flairhub.inference.block_graph import block_array
+from flairhub.inference.block import DTYPES, NODATA, OUTPUTS, predict_region
+from flairhub.inference.block_graph import block_array, zones_in
 from flairhub.inference.map_plan import PLAIN, MapPlan, Output, Sizes, Style, fitted, map_sizes, plan_map
 from flairhub.inference.model_ref import ModelRef, block_model, model_ref
 from flairhub.tasks import IGNORE_INDEX, Task
-from flairhub.zones import Zone
+from flairhub.zones import Zone, identity, joined
 
 if TYPE_CHECKING:
     from flairhub.models import Model
@@ -36,66 +36,6 @@ MakeArray = Callable[[str, Task, Output], Any]
 
 _TOLERANCE_PX = 0.01
 """How far a coordinate may be off the centre of its pixel."""
-
-
-def template(
-    zone: Zone,
-    model: Model | ModelRef | str | Path,
-    *,
-    block_px: int | None = None,
-    outputs: Sequence[Output] = ("class",),
-    tasks: Sequence[str] | None = None,
-    batch_size: int | None = None,
-    window_px: int | None = None,
-    margin_px: int | None = None,
-    output_px_m: float | None = None,
-    device: str | None = None,
-    style: Style = PLAIN,
-) -> xr.Dataset:
-    """Return what the maps of a model will look like; `predict_block` fills it:
-
-        template = zone.template("lc.bundle", outputs=("class", "confidence"))
-        maps = xr.map_blocks(predict_block, template, args=[zone, "lc.bundle"], template=template)
-
-    It may be sliced and chunked otherwise before; a chunk that is no whole block costs windows that its neighbours
-    compute as well, and has the same pixels.
-
-    Args:
-        zone: The rasters.
-        model: Path of a bundle, or a loaded model.
-        block_px: As for `predict_zone`, like all that follow.
-        outputs: Any of `class`, `confidence`, `probabilities`, `scaled`.
-        tasks: Which of the model's tasks; default all.
-        batch_size: Windows per call of the network.
-        window_px: Window length in finest pixels; default as the configuration that opened the zone has it, else what
-            the model was trained at.
-        margin_px: Margin in finest pixels; default likewise, else an eighth of the window.
-        output_px_m: Pixel of the maps in metres.
-        device: torch device.
-        style: Blending, precision, flips, missing inputs.
-
-    Returns:
-        Dataset with the coordinates, attributes and chunks of `predict_zone`'s.
-
-    Raises:
-        ZoneError: Zone and model do not fit.
-        UsageError: An unknown output or task, or sizes that cannot be.
-    """
-    ref, chosen = _chosen(model_ref(model, device), tasks, outputs)
-    ref = fitted(zone, ref)
-    sizes = map_sizes(zone, window_px, margin_px, output_px_m, batch_size, ref)
-    plan = plan_map(zone, ref, sizes, block_px, style)
-
-    def unmade(name: str, task: Task, output: Output) -> Any:
-        chunks = _chunks(plan, task, output)
-        blank = da.zeros((), dtype=DTYPES[output])
-        return da.broadcast_to(blank, tuple(map(sum, chunks)), chunks=chunks)
-
-    # What a map does not depend on is no fact of the map.
-    return _lazy(plan, ref.tasks, chosen, unmade).assign_attrs(batch_size=sizes.batch_size, device=ref.device)
-
-
-Zone.register_template(template)
 
 
 def predict_block(
@@ -128,6 +68,7 @@ def predict_block(
             "predict_block: the block does not say how it is computed. Map over a Dataset of zone.template(model), "
             "with its attributes and its coordinates x and y."
         )
+    zone = _zone_of(chunk, zone)
     labels = tuple(np.atleast_1d(facts["tasks"]).tolist())
     ref = fitted(zone, block_model(model, facts.get("device")).select_tasks(labels))
     plan = plan_map(zone, ref, _sizes_of(facts), MAX_BLOCK, _style_of(facts))
@@ -143,6 +84,16 @@ def predict_block(
     spans = (int(rows.min()), int(rows.max()) + 1), (int(cols.min()), int(cols.max()) + 1)
     values = predict_region(plan, ref, *spans, tuple(dict.fromkeys(output for _, output in wanted.values())), stop)
     return chunk.assign({name: _filled(chunk[name], values[key], rows, cols) for name, key in wanted.items()})
+
+
+def _zone_of(chunk: xr.Dataset, zone: Zone) -> Zone:
+    """The zone with the pixels that a block of a template brings along."""
+    given = list(zones_in(chunk))
+    if not given:
+        return zone
+    if [identity(raster) for raster in given[0].everything] != [identity(raster) for raster in zone.everything]:
+        raise ZoneError("predict_block: the template is one of another zone. Give the zone that made it.")
+    return joined(given)
 
 
 MAX_BLOCK = 2**31
@@ -217,7 +168,7 @@ def predict_zone(
         ZoneError: Zone and model do not fit.
         UsageError: An unknown output or task, or sizes that cannot be.
     """
-    ref, chosen = _chosen(model_ref(model, device), tasks, outputs)
+    ref, chosen = chosen_outputs(model_ref(model, device), tasks, outputs)
     ref = fitted(zone, ref)
     sizes = map_sizes(zone, window_px, margin_px, output_px_m, batch_size, ref)
     plan = plan_map(zone, ref, sizes, block_px, style)
@@ -236,7 +187,7 @@ def predict_zone(
             name=f"{name}-{uuid4().hex}",
         )
 
-    return _lazy(plan, ref.tasks, chosen, picked)
+    return lazy_maps(plan, ref.tasks, chosen, picked)
 
 
 def _packed(model: ModelRef, outputs: tuple[Output, ...], plan: MapPlan, block: Block) -> xr.Dataset:
@@ -277,14 +228,16 @@ def described(plan: MapPlan, tasks: Sequence[Task], variables: Mapping[str, xr.V
     return maps
 
 
-def _lazy(plan: MapPlan, tasks: Sequence[Task], outputs: Iterable[Output], make: MakeArray) -> xr.Dataset:
-    """Maps whose arrays `make` gives, with what `to_zarr` needs."""
+def lazy_maps(plan: MapPlan, tasks: Sequence[Task], outputs: Iterable[Output], make: MakeArray) -> xr.Dataset:
+    """Return maps whose arrays `make` gives, with what `to_zarr` needs."""
     variables = {}
     uneven = any(len(edges) > 2 and edges[2] - edges[1] > edges[1] for edges in (plan.row_edges, plan.col_edges))
     for task in tasks:
         for output in outputs:
             name, dims = variable_name(output, task, tasks), _dims(task, tasks, output)
             variable = xr.Variable(dims, make(name, task, output), _variable_attributes(task, output))
+            # What readers other than xarray take for no data.
+            variable.encoding["fill_value"] = NODATA[output]
             if uneven:
                 # A first block that is shorter is taken only when the chunks to write are given.
                 variable.encoding["chunks"] = (*(task.n_classes for _ in dims[:-2]), *plan.chunks)
@@ -301,9 +254,14 @@ def _dims(task: Task, tasks: Sequence[Task], output: Output) -> tuple[str, ...]:
     return ("y", "x") if output in ("class", "confidence") else (variable_name("class_name", task, tasks), "y", "x")
 
 
+def leading_of(task: Task, output: Output) -> tuple[int, ...]:
+    """Return the lengths of the axes of an output before y and x."""
+    return () if output in ("class", "confidence") else (task.n_classes,)
+
+
 def _chunks(plan: MapPlan, task: Task, output: Output) -> tuple[tuple[int, ...], ...]:
     blocks = tuple(tuple(np.diff(edges).tolist()) for edges in (plan.row_edges, plan.col_edges))
-    return blocks if output in ("class", "confidence") else ((task.n_classes,), *blocks)
+    return (*((length,) for length in leading_of(task, output)), *blocks)
 
 
 def _axes(plan: MapPlan) -> dict[str, Any]:
@@ -353,10 +311,10 @@ def _style_of(facts: Mapping[Hashable, Any]) -> Style:
     )
 
 
-def _chosen(
+def chosen_outputs(
     ref: ModelRef, tasks: Sequence[str] | None, outputs: Sequence[Output]
 ) -> tuple[ModelRef, tuple[Output, ...]]:
-    """The model asked for some of its tasks, and the outputs each once."""
+    """Return the model asked for some of its tasks, and the outputs each once."""
     unknown = [output for output in outputs if output not in OUTPUTS]
     if unknown or not outputs:
         raise UsageError(f"outputs: got {list(outputs)}, expected some of {', '.join(OUTPUTS)}.")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,10 @@ import xarray as xr
 
 from flairhub.class_raster import category_xml, qgis_style
 from flairhub.errors import OutputExistsError, UsageError
+from flairhub.inference.block_jobs import BlockJob, block_jobs
 from flairhub.inference.lazy_map import blank_block, predict_block, variable_name
 from flairhub.inference.map_plan import PLAIN, MapPlan, Output, Style, fitted, map_sizes, plan_map
-from flairhub.inference.map_store import Block, BlockRecord, MapStore, Work, stored_key
+from flairhub.inference.map_store import BlockRecord, MapStore, Work, stored_key
 from flairhub.inference.model_ref import ModelRef, model_ref
 from flairhub.inference.outputs import Layer, MapSpec, OutputType, map_name, scaled_confidence, stored_maps, write_map
 from flairhub.inference.sidecars import NONE, Extras, stac_item, write_task_polygons, write_tiles
@@ -246,19 +248,20 @@ def _compute(
     scheduler: str | None,
     report: Progress,
 ) -> None:
-    jobs = [block for block in plan.blocks() if block not in work.done]
-    total = len(jobs) + len(work.done)
+    blocks = [block for block in plan.blocks() if block not in work.done]
+    total = len(blocks) + len(work.done)
     report("map", len(work.done), total)
-    if not jobs:
+    if not blocks:
         return
     if work.done:
         log.info("%s: continuing, %d of %d blocks are there", work.folder, len(work.done), total)
+    plan, jobs = block_jobs(plan, ref.preparations, blocks, work.folder / "chunks")
     try:
         with job_workers(workers, scheduler) as pool:
             confidence = target.extras.stores_confidence
             function = partial(compute_block, plan, ref, work.store, target.output_type, confidence, stop=pool.stop)
-            for block, record in run_jobs(pool, function, jobs, noun="block", hint=_LESS_MEMORY):
-                work.record(block, record)
+            for job, record in run_jobs(pool, function, jobs, noun="block", name=attrgetter("name"), hint=_LESS_MEMORY):
+                work.record(job.block, record)
                 report("map", len(work.done), total)
     finally:
         close_all()
@@ -270,13 +273,13 @@ def compute_block(
     store: MapStore,
     output_type: OutputType,
     with_confidence: bool,
-    block: Block,
+    job: BlockJob,
     stop: threading.Event | None = None,
 ) -> BlockRecord:
     """Predict a block and write it to the store: one job."""
     outputs: list[Output] = ["class"] if output_type == "argmax" else ["class", "scaled"]
     outputs += ["confidence"] if with_confidence else []
-    maps = predict_block(blank_block(plan, ref.tasks, outputs, block), plan.zone, ref, stop=stop)
+    maps = predict_block(blank_block(plan, ref.tasks, outputs, job.block), job.zone or plan.zone, ref, stop=stop)
     crc: dict[str, int] = {}
     counts, nodata = {}, 0
     for task in ref.tasks:
@@ -288,7 +291,7 @@ def compute_block(
             stored = {name("probabilities"): maps[name("scaled")].values, name("valid"): valid.astype(np.uint8)}
         if with_confidence:
             stored[name("confidence")] = scaled_confidence(maps[name("confidence")].values)
-        crc |= {array: store.write(array, block, values) for array, values in stored.items()}
+        crc |= {array: store.write(array, job.block, values) for array, values in stored.items()}
         counts[task.label] = tuple(np.bincount(classes[valid], minlength=task.n_classes).tolist())
         nodata = int((~valid).sum())
     return BlockRecord(crc, counts, nodata)

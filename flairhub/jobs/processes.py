@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -67,7 +68,10 @@ def dask_setup(worker: Any) -> None:
 
 @contextmanager
 def quiet_distributed() -> Iterator[None]:
-    """Keep the comings and goings of workers out of the log; what fails comes back as the job's result."""
+    """Keep the comings and goings of workers out of the log; what fails comes back as the job's result.
+
+    Neither is the size of jobs anybody's concern: some bring the pixels that they work on.
+    """
     # dask gives some of its loggers a level and a handler of their own.
     # Results that are on their way when a client closes end in tornado's log.
     logs = [logging.getLogger(name) for name in ("distributed", "distributed.client", "tornado.application")]
@@ -75,7 +79,9 @@ def quiet_distributed() -> Iterator[None]:
     try:
         for log in logs:
             log.setLevel(logging.CRITICAL)
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
+            yield
     finally:
         for log, level in zip(logs, levels, strict=True):
             log.setLevel(level)

@@ -1,7 +1,7 @@
 """Zones: rasters of one area behind one protocol. See docs/zonal.md."""
 
-from flairhub.zones.arrays import ArrayRaster
-from flairhub.zones.edges import Regions, attach, detach, is_edge, needed_chunks
+from flairhub.zones.arrays import ArrayRaster, is_edge
+from flairhub.zones.edges import Regions, attach, chunk_bytes, detach, joined, needed_chunks
 from flairhub.zones.files import FileRaster, open_file
 from flairhub.zones.geotiff import close_all
 from flairhub.zones.raster import Pixels, Raster, Span, identity
@@ -21,11 +21,13 @@ __all__ = [
     "Zone",
     "attach",
     "build_zone",
+    "chunk_bytes",
     "close_all",
     "detach",
     "fit",
     "identity",
     "is_edge",
+    "joined",
     "needed_chunks",
     "open_array",
     "open_file",

@@ -10,12 +10,14 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flairhub.errors import DataError, FlairhubError
+from flairhub.errors import DataError, FlairhubError, ZoneError
 from flairhub.zones.raster import Raster, Span
 from flairhub.zones.xarray_facts import Dims, Packing
 
@@ -83,6 +85,8 @@ def _ordered(values: Any, axes: Sequence[int | None]) -> Any:
 class ArrayRaster(Raster):
     """An xarray object.
 
+    Pickled, one that enters graphs chunk by chunk leaves its pixels behind: who needs them gets the chunks.
+
     Attributes:
         source: What names it in messages.
         members: Arrays with its bands, in their order; none where chunks stand for them.
@@ -102,6 +106,22 @@ class ArrayRaster(Raster):
     chunk_edges: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
     pieces: Mapping[tuple[int, int], NDArray[Any]] | None = None
     stamp: str | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        bare = self.detached() if self.has_pixels and self.is_edge else self
+        state = {name: value for name, value in bare.__dict__.items() if name != "_stamp"}
+        return _restored, (state,)
+
+    def __copy__(self) -> ArrayRaster:
+        return self
+
+    def __deepcopy__(self, _: Any) -> ArrayRaster:
+        return self
+
+    @property
+    def has_pixels(self) -> bool:
+        """Whether it can be read as it is, all of it."""
+        return self.array is not None or bool(self.members)
 
     @property
     def where(self) -> str:
@@ -147,6 +167,11 @@ class ArrayRaster(Raster):
             part = self.array[..., rows[0] : rows[1], cols[0] : cols[1]]
             # Within this thread: whoever asks may be a worker of another pool.
             return np.asarray(part.compute(scheduler="synchronous"))
+        if not self.members:
+            raise ZoneError(
+                f"{self.source}: its pixels are in another process, this one has only its description. predict_zone, "
+                f"write_zone and xr.map_blocks over zone.template(...) bring the pixels of every block along."
+            )
         (top, bottom), (left, right) = (
             (length - span[1], length - span[0]) if flipped else span
             for span, length, flipped in zip(
@@ -160,6 +185,11 @@ class ArrayRaster(Raster):
 
     def _from_pieces(self, pieces: Mapping[tuple[int, int], NDArray[Any]], rows: Span, cols: Span) -> NDArray[Any]:
         numbers = self.chunks_in(rows, cols)
+        if not set(numbers) <= set(pieces):
+            raise ZoneError(
+                f"{self.source}: rows {rows[0]}-{rows[1] - 1}, columns {cols[0]}-{cols[1] - 1} reach beyond what this "
+                f"block was given. Take a template of these window sizes, unchanged."
+            )
         dtype = pieces[numbers[0]].dtype
         result = np.empty((*self.leading, rows[1] - rows[0], cols[1] - cols[0]), dtype)
         for row, col in numbers:
@@ -214,6 +244,56 @@ class ArrayRaster(Raster):
             if packing.fill is not None:
                 plane[raw == packing.fill] = np.nan
         return values
+
+
+def is_edge(raster: Raster) -> bool:
+    """Whether the pixels of a raster enter graphs chunk by chunk."""
+    return isinstance(raster.origin, ArrayRaster) and raster.origin.is_edge
+
+
+def chunks_under(raster: Raster, rows: Span, cols: Span) -> list[tuple[int, int]]:
+    """Return the chunks that a raster made of an xarray object needs to read a region; always in the same order."""
+    reach = raster.reach(*raster.inside(rows, cols))
+    assert isinstance(raster.origin, ArrayRaster)
+    return [] if reach is None else raster.origin.chunks_in(*reach)
+
+
+def edge_array(raster: Raster, chunks: tuple[tuple[int, ...], ...]) -> da.Array:
+    """Return a raster whose pixels enter graphs chunk by chunk as a dask array, (time,) band, y, x.
+
+    Args:
+        raster: The raster.
+        chunks: Of the array; one along time and band.
+    """
+    import dask.array as da
+    from dask._task_spec import Task, TaskRef
+    from dask.highlevelgraph import HighLevelGraph
+
+    origin = raster.origin
+    assert isinstance(origin, ArrayRaster)
+    source, bare = origin.chunks(), raster.with_origin(origin.detached())
+    name, leading = f"{raster.name}-{uuid4().hex}", (0,) * (len(chunks) - 2)
+    row_edges, col_edges = (np.cumsum((0, *lengths)).tolist() for lengths in chunks[-2:])
+    tasks = {}
+    for row, rows in enumerate(pairwise(row_edges)):
+        for col, cols in enumerate(pairwise(col_edges)):
+            refs = [TaskRef((source.name, *leading, *number)) for number in chunks_under(bare, rows, cols)]
+            key = name, *leading, row, col
+            tasks[key] = Task(key, _load_from, bare, rows, cols, *refs)
+    graph = HighLevelGraph.from_collections(name, tasks, dependencies=[source])
+    return da.Array(graph, name, chunks, dtype=raster.dtype, meta=np.empty((0,) * len(chunks), raster.dtype))
+
+
+def _load_from(bare: Raster, rows: Span, cols: Span, *chunks: NDArray[Any]) -> NDArray[Any]:
+    assert isinstance(bare.origin, ArrayRaster)
+    pieces = dict(zip(chunks_under(bare, rows, cols), chunks, strict=True))
+    return bare.with_origin(bare.origin.attached(pieces)).load(rows, cols)[0]
+
+
+def _restored(state: dict[str, Any]) -> ArrayRaster:
+    raster = object.__new__(ArrayRaster)
+    raster.__dict__.update(state)
+    return raster
 
 
 def is_in_memory(variable: xr.Variable) -> bool:

@@ -6,11 +6,12 @@ it is needed, and nothing is computed inside a task.
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from flairhub.zones.arrays import ArrayRaster
+from flairhub.zones.arrays import ArrayRaster, chunks_under, is_edge
 from flairhub.zones.raster import Raster, Span
 from flairhub.zones.zone import Zone
 
@@ -19,11 +20,6 @@ if TYPE_CHECKING:
 
 Regions = Mapping[str, tuple[Span, Span]]
 """By modality or mask, the rows and columns that a task reads; they may lie outside."""
-
-
-def is_edge(raster: Raster) -> bool:
-    """Whether the pixels of a raster enter graphs chunk by chunk."""
-    return isinstance(raster.origin, ArrayRaster) and raster.origin.is_edge
 
 
 def detach(zone: Zone, names: Sequence[str]) -> tuple[Zone, dict[str, da.Array]]:
@@ -55,10 +51,7 @@ def needed_chunks(zone: Zone, name: str, region: tuple[Span, Span]) -> list[tupl
         name: Of the raster, which is an edge (`is_edge`).
         region: First row and one past the last, and the same for columns, pixels of the raster; may lie outside.
     """
-    raster = zone.raster(name)
-    reach = raster.reach(*raster.inside(*region))
-    assert isinstance(raster.origin, ArrayRaster)
-    return [] if reach is None else raster.origin.chunks_in(*reach)
+    return chunks_under(zone.raster(name), *region)
 
 
 def attach(zone: Zone, regions: Regions, chunks: Sequence[Any]) -> Zone:
@@ -76,6 +69,24 @@ def attach(zone: Zone, regions: Regions, chunks: Sequence[Any]) -> Zone:
         pieces = {number: next(given) for number in needed_chunks(zone, name, region)}
         complete[name] = raster.with_origin(raster.origin.attached(pieces))
     return _with(zone, complete)
+
+
+def joined(zones: Sequence[Zone]) -> Zone:
+    """Return a zone with the chunks of some parts of it, as `attach` returns them."""
+    first, complete = zones[0], {}
+    for raster in first.everything:
+        origins = [zone.raster(raster.name).origin for zone in zones]
+        pieces = [origin.pieces for origin in origins if isinstance(origin, ArrayRaster) and origin.pieces is not None]
+        if pieces:
+            assert isinstance(raster.origin, ArrayRaster)
+            complete[raster.name] = raster.with_origin(raster.origin.attached(dict(ChainMap(*map(dict, pieces)))))
+    return _with(first, complete)
+
+
+def chunk_bytes(zone: Zone) -> int:
+    """Return the bytes of the chunks that a zone was given."""
+    pieces = [raster.origin.pieces or {} for raster in zone.everything if isinstance(raster.origin, ArrayRaster)]
+    return sum(values.nbytes for chunks in pieces for values in chunks.values())
 
 
 def _with(zone: Zone, rasters: Mapping[str, Raster]) -> Zone:

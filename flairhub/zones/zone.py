@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from flairhub.errors import UsageError, ZoneError
 from flairhub.geo import ALIGNMENT_TOLERANCE_PX, MAX_RATIO_DENOMINATOR, GeoBox, crs_name, lattice_of, same_crs
 from flairhub.modalities import INPUTS, MODALITIES
+from flairhub.zones.arrays import edge_array, is_edge
 from flairhub.zones.cubes import region_rasters, zone_cube_rasters
 from flairhub.zones.dates import read_dates
 from flairhub.zones.files import open_file
-from flairhub.zones.raster import Raster
+from flairhub.zones.raster import Raster, identity
 from flairhub.zones.warped import warped_onto
 
 if TYPE_CHECKING:
@@ -68,6 +69,9 @@ class Zone:
         box = self.geobox
         names = ", ".join([*self.rasters, *(mask.name for mask in self.quality.values())])
         return f"<Zone {box.height} x {box.width} px of {box.x_res:g}, {crs_name(box.crs_wkt)}: {names}>"
+
+    def __dask_tokenize__(self) -> Any:
+        return [identity(raster) for raster in self.everything]
 
     @property
     def dates(self) -> dict[str, NDArray[np.datetime64]]:
@@ -282,12 +286,15 @@ def _dataset(raster: Raster, chunk_px: int) -> xr.Dataset:
     box = raster.geobox
     edges = [np.append(np.arange(0, length, chunk_px), length) for length in (box.height, box.width)]
     chunks = (*((length,) for length in raster.leading), *(tuple(np.diff(edge).tolist()) for edge in edges))
-    array = da.map_blocks(
-        partial(_read_chunk, raster, chunk_px),
-        chunks=chunks,
-        dtype=raster.dtype,
-        meta=np.empty((0,) * len(chunks), dtype=raster.dtype),
-    )
+    if is_edge(raster):
+        array = edge_array(raster, chunks)
+    else:
+        array = da.map_blocks(
+            partial(_read_chunk, raster, chunk_px),
+            chunks=chunks,
+            dtype=raster.dtype,
+            meta=np.empty((0,) * len(chunks), dtype=raster.dtype),
+        )
     coords: dict[str, Any] = {"band": list(raster.bands), **box.coords()}
     dims: tuple[str, ...] = ("band", "y", "x")
     if raster.dates is not None:

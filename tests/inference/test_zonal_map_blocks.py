@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,14 +19,16 @@ import flairhub as fh
 from flairhub.errors import UsageError, ZoneError
 from flairhub.inference import Style, predict_block, predict_zone
 from flairhub.inference.map_plan import map_sizes, plan_map
+from flairhub.inference.map_store import MapStore
 from flairhub.inference.model_ref import model_ref
+from flairhub.inference.outputs import stored_maps
 from flairhub.inference.windows import block_edges, chunk_length
 from flairhub.prepare import ImagePreparation
 from flairhub.tasks import default_task
 from flairhub.timeseries import SeriesPreparation
 from tests.helpers.bundle_makers import make_bundle
 from tests.helpers.waiting import HANG_S
-from tests.helpers.zone_makers import fake_model, make_zone
+from tests.helpers.zone_makers import X_MIN, Y_MAX, fake_model, make_zone
 
 RATIOS = {"AERIAL_RGBI": 1, "SPOT_RGBI": 4, "SENTINEL2_TS": 8}
 INPUTS = {
@@ -96,6 +99,7 @@ def test_styles_and_output_pixels_travel_in_the_attributes(tmp_path: Path, style
     whole = computed(predict_zone(zone, model, **options))
     maps = computed(mapped(zone.template(model, block_px=13, **options), zone, model))
     xr.testing.assert_equal(maps, whole)
+    xr.testing.assert_equal(maps - whole, whole - whole)
     assert {key: maps.attrs[key] for key in whole.attrs} == whole.attrs
 
 
@@ -196,6 +200,50 @@ def test_every_lazy_map_goes_to_zarr_and_opens_as_a_map(
         assert stored["class"].attrs["flag_values"] == list(range(task.n_classes))
         assert stored["class"].attrs["flag_meanings"].split()[3] == "impervious_surface"
         assert stored["class"].attrs["flag_colors"].split()[0] == "#db0e9a"
+
+
+WAYS: dict[str, Any] = {
+    "plain": {},
+    "integers": {"mask_and_scale": False},
+    "all coordinates": {"decode_coords": "all"},
+    "no dask": {"chunks": None},
+}
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Lazy maps, those of map_blocks, a variable of its own, and the store of a run."""
+    folder = tmp_path_factory.mktemp("stored")
+    made = make_zone(folder, 72, 56, {"AERIAL_RGBI": 1})
+    zone, model = made.open(32, 4), fake_model({"AERIAL_RGBI": ImagePreparation()})
+    maps = predict_zone(zone, model, outputs=("class", "confidence", "scaled"))
+    maps.to_zarr(folder / "lazy.zarr")
+    maps.to_zarr(folder / "old.zarr", zarr_format=2)
+    maps["class"].to_zarr(folder / "single.zarr")
+    mapped(zone.template(model, block_px=24), zone, model).to_zarr(folder / "mapped.zarr")
+    ref = model_ref(model)
+    plan = plan_map(zone, ref, map_sizes(zone))
+    run = MapStore(str(folder / "run.zarr"), plan.row_edges, plan.col_edges)
+    run.create(stored_maps(plan, ref.tasks, "argmax", True))
+    run.write("class", (0, 0), maps["class"].values)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:Failed to open Zarr store with consolidated:RuntimeWarning")
+@pytest.mark.parametrize("way", list(WAYS))
+@pytest.mark.parametrize("name", ["lazy", "old", "single", "mapped", "run"])
+def test_a_variable_of_a_stored_map_knows_its_place_and_its_classes(stored: Path, name: str, way: str) -> None:
+    with xr.open_zarr(stored / f"{name}.zarr", **WAYS[way]) as maps:
+        for array in maps.data_vars.values():
+            assert array.rio.crs.to_epsg() == 2154
+            assert tuple(array.rio.transform())[:6] == (0.2, 0, X_MIN, 0, -0.2, Y_MAX)
+        classes, task = maps["class"], default_task(LABELS[0])
+        assert list(classes.attrs["flag_values"]) == list(range(task.n_classes))
+        assert classes.attrs["flag_meanings"].split()[:2] == ["building", "greenhouse"]
+        assert classes.attrs["flag_colors"].split()[:2] == ["#db0e9a", "#9999ff"]
+        assert {**classes.attrs, **classes.encoding}["_FillValue"] == 255
+        assert classes.flairhub.areas()["pixels"].sum() == 72 * 56
+    assert zarr.open_group(stored / f"{name}.zarr")["class"].fill_value == 255
 
 
 def test_sizes_that_did_not_fit_zarr(tmp_path: Path) -> None:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import pickle
-import threading
-from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import dask
 import dask.array as da
 import numpy as np
 import pytest
@@ -23,51 +19,16 @@ from numpy.typing import NDArray
 import flairhub as fh
 from flairhub.errors import DataError, UsageError, ZoneError
 from flairhub.inference import predict_zone
-from flairhub.modalities import MODALITIES
 from flairhub.prepare import ImagePreparation
 from flairhub.timeseries import CloudFilter, SeriesPreparation
 from flairhub.zones import Zone
+from tests.helpers.array_makers import RATIOS, arrays_of, as_array, zone_of
 from tests.helpers.bundle_makers import make_bundle
 from tests.helpers.zone_makers import X_MIN, Y_MAX, MadeZone, fake_model, make_zone, write_raster
 
 IMAGES = {"AERIAL_RGBI": ImagePreparation((4, 1, 2)), "SPOT_RGBI": ImagePreparation()}
 SERIES = SeriesPreparation(cloud_filter=CloudFilter(max_cloud=60, max_snow=60, max_frac=0.9))
 MODEL = fake_model({**IMAGES, "SENTINEL2_TS": SERIES})
-RATIOS = {"AERIAL_RGBI": 1, "SPOT_RGBI": 8, "SENTINEL2_TS": 8}
-
-
-def as_array(
-    values: NDArray[Any], name: str, res_m: float, dates: Any = None, origin: tuple[float, float] = (X_MIN, Y_MAX)
-) -> xr.DataArray:
-    """A DataArray of (band, y, x) values as files hold them."""
-    bands, (height, width) = MODALITIES[name].bands, values.shape[-2:]
-    coords: dict[str, Any] = {
-        "y": origin[1] - (np.arange(height) + 0.5) * res_m,
-        "x": origin[0] + (np.arange(width) + 0.5) * res_m,
-        "band": list(bands),
-    }
-    dims: tuple[str, ...] = ("band", "y", "x")
-    if MODALITIES[name].is_series:
-        values = values.reshape(-1, len(bands), height, width)
-        dims = ("time", *dims)
-        if dates is not None:
-            coords["time"] = dates.astype("datetime64[ns]")
-    return xr.DataArray(values, dims=dims, coords=coords).rio.write_crs("EPSG:2154")
-
-
-def arrays_of(made: MadeZone, ratios: Mapping[str, int] = RATIOS) -> dict[str, xr.DataArray]:
-    """The rasters of a made zone and its masks, in memory."""
-    result = {name: as_array(made.arrays[name], name, 0.2 * ratios[name], made.dates.get(name)) for name in ratios}
-    mask = "SENTINEL2_MSK-SC"
-    if mask in made.arrays:
-        result[mask] = as_array(made.arrays[mask], mask, 0.2 * ratios["SENTINEL2_TS"], made.dates["SENTINEL2_TS"])
-    return result
-
-
-def zone_of(arrays: Mapping[str, Any], **options: Any) -> Zone:
-    sources = dict(arrays)
-    mask = sources.pop("SENTINEL2_MSK-SC", None)
-    return fh.zone(sources, quality=None if mask is None else {"SENTINEL2_TS": mask}, **options)
 
 
 def classes(zone: Zone, model: Any = MODEL, block_px: int = 40, margin_px: int = 4) -> NDArray[Any]:
@@ -160,86 +121,6 @@ def test_other_grids_are_resampled_as_files_are(tmp_path: Path) -> None:
         np.testing.assert_array_equal(classes(fh.zone(sources, align="resample"), model), expected)
 
 
-class Counting:
-    """Chunks that count how often each is computed, and whether it happens inside another task."""
-
-    def __init__(self, values: NDArray[Any], chunk: int):
-        self.values, self.chunk, self.counts, self.guard = values, chunk, Counter[tuple[int, int]](), threading.Lock()
-
-    def read(self, block_id: tuple[int, ...] = ()) -> NDArray[Any]:
-        row, col = block_id[-2:]
-        with self.guard:
-            self.counts[row, col] += 1
-        rows, cols = (slice(number * self.chunk, (number + 1) * self.chunk) for number in (row, col))
-        return self.values[..., rows, cols]
-
-    def array(self) -> da.Array:
-        lengths = [
-            tuple(min(self.chunk, length - first) for first in range(0, length, self.chunk))
-            for length in self.values.shape[-2:]
-        ]
-        chunks = (*((length,) for length in self.values.shape[:-2]), *lengths)
-        meta = np.empty((0,) * len(chunks), self.values.dtype)
-        return da.map_blocks(self.read, chunks=chunks, dtype=self.values.dtype, meta=meta)
-
-
-def counted(made: MadeZone) -> tuple[Zone, dict[str, Counting]]:
-    arrays, sources = arrays_of(made), {}
-    for name, array in arrays.items():
-        sources[name] = Counting(array.values, 16 if name == "AERIAL_RGBI" else 5)
-        arrays[name] = array.copy(data=sources[name].array())
-    return zone_of(arrays), sources
-
-
-def test_every_source_chunk_is_computed_once(made: MadeZone, expected: NDArray[Any]) -> None:
-    zone, sources = counted(made)
-    maps = predict_zone(zone, MODEL, window_px=32, margin_px=4, block_px=24, outputs=("class", "confidence"))
-    assert not any(source.counts for source in sources.values())
-    np.testing.assert_array_equal(maps.compute()["class"], expected)
-    for name, source in sources.items():
-        n_chunks = int(np.prod([-(-length // source.chunk) for length in source.values.shape[-2:]]))
-        assert len(source.counts) == n_chunks, name
-        assert set(source.counts.values()) == {1}, name
-
-
-def test_a_slice_computes_only_the_chunks_that_its_windows_touch(made: MadeZone, expected: NDArray[Any]) -> None:
-    zone, sources = counted(made)
-    maps = predict_zone(zone, MODEL, window_px=32, margin_px=4, block_px=24)
-    part = maps["class"].sel(x=slice(X_MIN, X_MIN + 2), y=slice(Y_MAX, Y_MAX - 2)).values
-    np.testing.assert_array_equal(part, expected[:10, :10])
-    # The block has one window: 28 px, mirrored at the edge.
-    assert set(sources["AERIAL_RGBI"].counts) == {(0, 0), (0, 1), (1, 0), (1, 1)}
-    assert set(sources["SENTINEL2_TS"].counts) == {(0, 0)}
-
-
-def test_no_compute_inside_a_task(made: MadeZone, expected: NDArray[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    arrays = {name: array.chunk(y=9, x=9) for name, array in arrays_of(made).items()}
-    maps = predict_zone(zone_of(arrays), MODEL, window_px=32, margin_px=4, block_px=24)
-    array = maps["class"].data
-    graph, keys = dict(array.__dask_graph__()), array.__dask_keys__()
-
-    def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("computed inside a task")
-
-    monkeypatch.setattr(da.Array, "compute", refuse)
-    blocks = dask.threaded.get(graph, keys)
-    np.testing.assert_array_equal(np.block([list(row) for row in blocks]), expected)
-
-
-def test_several_worker_processes(made: MadeZone, expected: NDArray[Any], tmp_path: Path) -> None:
-    from distributed import Client, LocalCluster
-
-    bundle = make_bundle(tmp_path / "bundle", {name: MODEL.preparations[name] for name in RATIOS})
-    arrays = arrays_of(made)
-    arrays["AERIAL_RGBI"] = arrays["AERIAL_RGBI"].chunk(x=20, y=20)
-    zone = zone_of(arrays)
-    options = {"window_px": 32, "margin_px": 4, "block_px": 40}
-    alone = predict_zone(zone, bundle, **options)["class"].values
-    cluster = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1")
-    with cluster, Client(cluster):
-        np.testing.assert_array_equal(predict_zone(zone, bundle, **options)["class"].values, alone)
-
-
 def test_lazily_indexed_arrays_travel_by_reference(made: MadeZone) -> None:
     image = rioxarray.open_rasterio(made.folder / "AERIAL_RGBI.tif")
     zone = fh.zone(AERIAL_RGBI=image)
@@ -263,14 +144,6 @@ def test_a_zarr_store_without_dask(made: MadeZone, expected: NDArray[Any], tmp_p
     zone = zone_of(opened)
     assert len(pickle.dumps(zone)) < 40_000
     np.testing.assert_array_equal(classes(zone), expected)
-
-
-def test_arrays_in_memory_are_in_the_graph_once(made: MadeZone) -> None:
-    zone = fh.zone(AERIAL_RGBI=arrays_of(made)["AERIAL_RGBI"])
-    model = fake_model({"AERIAL_RGBI": IMAGES["AERIAL_RGBI"]})
-    maps = predict_zone(zone, model, window_px=32, margin_px=4, block_px=8)
-    n_bytes = made.arrays["AERIAL_RGBI"].nbytes
-    assert n_bytes < len(pickle.dumps(dict(maps["class"].data.__dask_graph__()))) < 4 * n_bytes
 
 
 def test_ten_thousand_blocks_are_a_small_graph() -> None:
