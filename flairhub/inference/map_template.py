@@ -48,7 +48,7 @@ class ScalarIndex(xr.Index):
 
     def to_pandas_index(self) -> pd.Index:
         """Return its value as pandas has it."""
-        return pd.Index([self._variable.item()])
+        return pd.Index([self._variable.values.item()])
 
 
 def template(

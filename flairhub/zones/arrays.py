@@ -274,13 +274,13 @@ def edge_array(raster: Raster, chunks: tuple[tuple[int, ...], ...]) -> da.Array:
     source, bare = origin.chunks(), raster.with_origin(origin.detached())
     name, leading = f"{raster.name}-{uuid4().hex}", (0,) * (len(chunks) - 2)
     row_edges, col_edges = (np.cumsum((0, *lengths)).tolist() for lengths in chunks[-2:])
-    tasks = {}
+    tasks: dict[Any, Task] = {}
     for row, rows in enumerate(pairwise(row_edges)):
         for col, cols in enumerate(pairwise(col_edges)):
             refs = [TaskRef((source.name, *leading, *number)) for number in chunks_under(bare, rows, cols)]
             key = name, *leading, row, col
             tasks[key] = Task(key, _load_from, bare, rows, cols, *refs)
-    graph = HighLevelGraph.from_collections(name, tasks, dependencies=[source])
+    graph = HighLevelGraph.from_collections(name, tasks, dependencies=[source])  # type: ignore[list-item]
     return da.Array(graph, name, chunks, dtype=raster.dtype, meta=np.empty((0,) * len(chunks), raster.dtype))
 
 

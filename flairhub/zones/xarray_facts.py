@@ -309,7 +309,7 @@ def crs_of(array: xr.DataArray, others: Mapping[str, Any], where: str) -> str:
     Raises:
         ZoneError: There is none, or it has no metres.
     """
-    crs = _accessor_crs(array) or _declared_crs(array, others, where)
+    crs = _rio_crs(array) or _declared_crs(array, others, where) or _odc_crs(array)
     if crs is None:
         raise ZoneError(f"{where}: has no CRS. Write it, e.g. `array.rio.write_crs('EPSG:2154')`.")
     if crs.is_geographic:
@@ -317,19 +317,20 @@ def crs_of(array: xr.DataArray, others: Mapping[str, Any], where: str) -> str:
     return str(crs.to_wkt())
 
 
-def _accessor_crs(array: xr.DataArray) -> CRS | None:
+def _rio_crs(array: xr.DataArray) -> CRS | None:
     import rioxarray  # noqa: F401  (adds `.rio`)
     from rioxarray.exceptions import RioXarrayError
 
     try:
-        crs = array.rio.crs
+        return array.rio.crs
     except (RioXarrayError, CRSError):
-        crs = None
-    # odc-geo adds `.odc` where it is loaded; it keeps a CRS beside the object, too.
+        return None
+
+
+def _odc_crs(array: xr.DataArray) -> CRS | None:
+    """What odc-geo knows, which adds `.odc` where it is loaded."""
     odc = getattr(array, "odc", None)
-    if crs is None and odc is not None and odc.crs is not None:
-        crs = CRS.from_user_input(odc.crs.to_wkt())
-    return crs
+    return None if odc is None or odc.crs is None else CRS.from_user_input(odc.crs.to_wkt())
 
 
 def _declared_crs(array: xr.DataArray, others: Mapping[str, Any], where: str) -> CRS | None:
@@ -343,7 +344,27 @@ def _declared_crs(array: xr.DataArray, others: Mapping[str, Any], where: str) ->
                 return CRS.from_user_input(int(value) if key.endswith("epsg") else value)
             except (CRSError, ValueError, TypeError) as error:
                 raise ZoneError(f"{where}: {key} is no CRS ({error}).") from None
-    return None
+    return _coordinate_crs(array, where)
+
+
+def _coordinate_crs(array: xr.DataArray, where: str) -> CRS | None:
+    """A CRS that only the attributes of a coordinate name: one that no grid mapping points to, or `crs` of x and y."""
+    named = {}
+    for name, coord in array.coords.items():
+        for key in ("spatial_ref", "crs_wkt", "crs"):
+            if coord.attrs.get(key) is not None:
+                try:
+                    named[name] = CRS.from_user_input(coord.attrs[key])
+                except (CRSError, ValueError, TypeError) as error:
+                    raise ZoneError(f"{where}: {key} of the coordinate {name} is no CRS ({error}).") from None
+                break
+    crs = next(iter(named.values()), None)
+    if any(other != crs for other in named.values()):
+        raise ZoneError(
+            f"{where}: its coordinates {', '.join(map(str, named))} name different CRS. Say which one holds with "
+            f"`.rio.write_crs`."
+        )
+    return crs
 
 
 def nodata_of_array(array: xr.DataArray) -> float | None:
