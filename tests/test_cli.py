@@ -1,7 +1,9 @@
 """The command group: help, exit codes, messages."""
 
+import errno
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +43,11 @@ def test_usage_errors_exit_2() -> None:
         (errors.ConfigError("c.yaml", ["a: wrong"]), 2, "ConfigError: c.yaml: 1 problem"),
         (KeyboardInterrupt(), 130, "Interrupted."),
         (ZeroDivisionError("boom"), 1, "Unexpected ZeroDivisionError: boom"),
+        (OSError(errno.ENOSPC, "No space left on device", "/data/x"), 1, "/data/x: No space left on device."),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), 1, "Disk quota exceeded."),
+        (RuntimeError("can't start new thread"), 1, "The system starts no more threads or processes"),
+        (MemoryError(), 1, "Out of memory."),
+        (RuntimeError("boom"), 1, "Unexpected RuntimeError: boom"),
     ],
 )
 def test_exceptions_become_exit_codes(
@@ -53,4 +60,20 @@ def test_exceptions_become_exit_codes(
     with pytest.raises(SystemExit) as exit_info:
         cli.main([])
     assert exit_info.value.code == code
-    assert message in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert message in said
+    assert ("defect" in said) == (message.startswith("Unexpected"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
+@pytest.mark.parametrize("arguments", [("--version",), ("--help",), ("cube", "info", "--help")])
+def test_output_that_cannot_be_written_is_a_failure_in_one_line(arguments: tuple[str, ...]) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "flairhub", *arguments]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=HANG_S)
+        assert (result.returncode, result.stderr) == (
+            1,
+            "Standard output cannot be written: No space left on device.\n",
+        )
+        silenced = subprocess.run([*command[:3], "cube", "info", "/nowhere"], stderr=full, timeout=HANG_S)
+    assert silenced.returncode == 1

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+from contextlib import suppress
 from importlib import import_module
 
 import click
@@ -73,6 +74,7 @@ def main(args: list[str] | None = None) -> None:
     debug = "--debug" in arguments or bool(os.environ.get("FLAIRHUB_DEBUG"))
     try:
         cli.main(args=arguments, prog_name="flairhub", standalone_mode=False)
+        sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -82,23 +84,53 @@ def main(args: list[str] | None = None) -> None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         # click turns Ctrl-C into an Abort; a command may have said how to continue.
         how = [str(one) for one in (error, error.__cause__) if isinstance(one, KeyboardInterrupt) and one.args]
-        click.echo(" ".join(["Interrupted.", *how]), err=True)
+        _say(" ".join(["Interrupted.", *how]))
         sys.exit(130)
     except FlairhubError as error:
         if debug:
             raise
-        click.echo(f"{type(error).__name__}: {error}", err=True)
+        _say(f"{type(error).__name__}: {error}")
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader of our output went away (`flairhub cube info ... | head`).
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         sys.exit(1)
     except Exception as error:
         if debug:
             raise
-        click.echo(
-            f"Unexpected {type(error).__name__}: {error}\n"
-            "This looks like a defect of flairhub. Run again with `flairhub --debug ...` for the traceback.",
-            err=True,
+        _say(
+            _refusal_of_the_system(error)
+            or f"Unexpected {type(error).__name__}: {error}\n"
+            "This looks like a defect of flairhub. Run again with `flairhub --debug ...` for the traceback."
         )
         sys.exit(1)
+
+
+def _refusal_of_the_system(error: Exception) -> str:
+    """One line for what the system refuses, which is no defect of ours; empty for any other error."""
+    if isinstance(error, MemoryError):
+        return "Out of memory. Use fewer workers, smaller batches or smaller blocks."
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):
+        return "The system starts no more threads or processes (see `ulimit -u`). Use fewer workers."
+    if not isinstance(error, OSError) or error.errno is None:
+        return ""
+    if error.filename is not None:
+        return f"{error.filename}: {error.strerror or error}."
+    try:
+        # What failed may have been this: a full disk that the output is redirected to.
+        click.echo()
+    except OSError as failure:
+        _discard_output()
+        return f"Standard output cannot be written: {failure.strerror or failure}."
+    return f"{error.strerror or error}."
+
+
+def _discard_output() -> None:
+    """Send what is left for standard output nowhere: the interpreter would fail on it once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _say(message: str) -> None:
+    """Write a line to standard error, if there is one: the exit code counts without it."""
+    with suppress(OSError):
+        click.echo(message, err=True)
