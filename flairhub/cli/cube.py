@@ -70,7 +70,7 @@ def info(path: Path | str) -> None:
 @command.command()
 @click.argument("path", type=_place, metavar="PATH")
 def verify(path: Path | str) -> None:
-    """Read every chunk and check it against its checksum and the journal.
+    """Read every chunk and check it against its checksum, and every file of the store against the journal.
 
     Lists damage as store, array, chunk and patch id (zone cubes have no patches), and exits with 1 when there is any.
 
@@ -88,6 +88,8 @@ def verify(path: Path | str) -> None:
         else:
             result = verify_cube(open_cube(path), progress)
     for message in result.damage:
+        console.print(message, soft_wrap=True, markup=False)
+    for message in result.unchecked:
         console.print(message, soft_wrap=True, markup=False)
     if result.damage:
         raise CubeError(

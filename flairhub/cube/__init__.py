@@ -10,6 +10,7 @@ from flairhub.cube.cube import Cube, is_local, open_cube
 from flairhub.cube.export import export_patch, export_roi
 from flairhub.cube.reader import ArrayReader
 from flairhub.cube.roi import RoiLayer, roi_layers
+from flairhub.cube.seal import METADATA_JOB, ROOT_FILE, contents_digest
 from flairhub.cube.shards import ShardWriter
 from flairhub.cube.spec import (
     FORMAT_VERSION,
@@ -59,7 +60,9 @@ __all__ = [
     "INGEST",
     "JOURNAL",
     "MASK_CODEC",
+    "METADATA_JOB",
     "NO_DAY",
+    "ROOT_FILE",
     "ROOT_KEY",
     "VALID",
     "ZONE_FORMAT",
@@ -82,6 +85,7 @@ __all__ = [
     "ZoneCube",
     "ZoneLayer",
     "average_spec",
+    "contents_digest",
     "create_store",
     "create_zone_store",
     "data_codec",

@@ -1,24 +1,27 @@
-"""The two ways to one stored chunk: the mapped shard file, and zarr-python. Tested to give the same.
+"""The two ways to one stored chunk: the shard file, and zarr-python. Tested to give the same.
 
 Both raise `ChunkProblem`; `ArrayReader` adds the names.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flairhub.cube.codecs import ChunkCodec
+from flairhub.cube.seal import OpenedStore
 from flairhub.cube.shards import ABSENT, index_bytes, parse_index
 
 MOST_OPEN_SHARDS = 64
-"""Mapped shards kept open per array: each holds a file descriptor and a mapping."""
+"""Shards kept open per array: each holds a file descriptor."""
+
+_NO_TABLE = memoryview(b"").cast("Q")
 
 
 class ChunkProblem(Exception):
@@ -41,20 +44,26 @@ class ChunkBackend(Protocol):
         """
 
 
-class _Shard(NamedTuple):
-    """A mapped shard and its checked index: offset and length of chunk i at 2 i and 2 i + 1.
+class _Shard:
+    """An open shard file and its checked index: offset and length of chunk i at 2 i and 2 i + 1.
 
-    The view gives Python's own integers, whose arithmetic is many times faster than that of numpy's scalars.
+    The view gives Python's own integers, whose arithmetic is many times faster than that of numpy's scalars. Bytes are
+    read, not mapped: a file that is cut off under a mapping kills the process (SIGBUS), a read comes back short.
     """
 
-    data: NDArray[np.uint8]
-    table: memoryview[int]
+    __slots__ = ("descriptor", "table")
+
+    def __init__(self, descriptor: int, table: memoryview[int]):
+        self.descriptor, self.table = descriptor, table
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        close(self.descriptor)
 
 
 class DirectBackend:
-    """Decodes from memory-mapped shard files of a local store; threads may share it."""
+    """Decodes straight from the shard files of a local store; threads may share it."""
 
-    def __init__(self, folder: Path, key: Any, n_chunks: int, codec: ChunkCodec):
+    def __init__(self, folder: Path, key: Any, n_chunks: int, codec: ChunkCodec, opened: OpenedStore):
         """Keep the places; nothing is opened yet.
 
         Args:
@@ -62,50 +71,60 @@ class DirectBackend:
             key: Function from a shard's number to its path below `folder`.
             n_chunks: Inner chunks per shard.
             codec: Chain of the inner chunks.
+            opened: The store that shards must belong to.
         """
         self._folder, self._key, self._n_chunks, self._codec = folder, key, n_chunks, codec
+        self._store = opened
         self._open: dict[int, _Shard] = {}
         self._lock = threading.Lock()
 
     def read_chunk(self, shard: int, position: int, out: NDArray[np.uint8]) -> None:
         """See `ChunkBackend.read_chunk`."""
-        mapped = self._open.get(shard) or self._opened(shard)
-        offset = mapped.table[2 * position]
+        opened = self._open.get(shard) or self._opened(shard)
+        offset = opened.table[2 * position]
         if offset == ABSENT:
             raise ChunkProblem("is absent")
         try:
-            self._codec.decode_into(mapped.data[offset : offset + mapped.table[2 * position + 1]], out)
+            self._codec.read_into(opened.descriptor, offset, opened.table[2 * position + 1], out)
         except ValueError as error:
             raise ChunkProblem(f"is damaged: {error}") from error
+        except OSError as error:
+            raise ChunkProblem(f"cannot be read: {error.strerror}") from error
 
     def _opened(self, shard: int) -> _Shard:
-        """Map a shard; the one that was mapped first goes when there are too many."""
-        mapped = self._map(shard)
+        """Open a shard; the one that was opened first goes when there are too many."""
+        try:
+            opened = self._checked(shard)
+        except ChunkProblem:
+            # Of another store it is no damage.
+            self._store.check()
+            raise
+        self._store.check()
         with self._lock:
-            # A mapping that another thread still reads stays alive through its array.
+            # A file that another thread still reads stays open through its shard.
             while len(self._open) >= MOST_OPEN_SHARDS:
                 del self._open[next(iter(self._open))]
-            self._open[shard] = mapped
-        return mapped
+            self._open[shard] = opened
+        return opened
 
-    def _map(self, shard: int) -> _Shard:
-        path = self._folder / self._key(shard)
+    def _checked(self, shard: int) -> _Shard:
+        """Open a shard and read its index."""
+        path, length = self._folder / self._key(shard), index_bytes(self._n_chunks)
         try:
-            with path.open("rb") as stream:
-                size = os.fstat(stream.fileno()).st_size
-                if size < index_bytes(self._n_chunks):
-                    raise ChunkProblem(f"is damaged: its shard {path.name} has {size} bytes only")
-                mapping = mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_READ)
+            opened = _Shard(os.open(path, os.O_RDONLY | os.O_CLOEXEC), _NO_TABLE)
+            size = os.fstat(opened.descriptor).st_size
+            if size < length:
+                raise ChunkProblem(f"is damaged: its shard {path.name} has {size} bytes only")
+            tail = np.frombuffer(os.pread(opened.descriptor, length, size - length), dtype=np.uint8)
+            index = parse_index(tail, self._n_chunks, size)
         except FileNotFoundError:
             raise ChunkProblem("is absent: its shard file does not exist") from None
         except OSError as error:
             raise ChunkProblem(f"cannot be read: {error.strerror}") from error
-        data = np.frombuffer(mapping, dtype=np.uint8)
-        try:
-            index = parse_index(data[-index_bytes(self._n_chunks) :], self._n_chunks, size)
         except ValueError as error:
             raise ChunkProblem(f"is damaged: the shard {error}") from error
-        return _Shard(data, memoryview(index.tobytes()).cast("Q"))
+        opened.table = memoryview(index.tobytes()).cast("Q")
+        return opened
 
 
 class ZarrBackend:
@@ -114,29 +133,52 @@ class ZarrBackend:
     zarr-python gives the fill value for a chunk that does not exist, so the shard's index is looked at first.
     """
 
-    def __init__(self, array: Any, key: Any, n_chunks: int, codec: ChunkCodec | None):
+    def __init__(self, array: Any, key: Any, n_chunks: int, folder: Path | None, opened: OpenedStore):
         """Wrap an array.
 
         Args:
             array: `zarr.Array`, sharded along its first dimension.
             key: Function from a shard's number to its path below the array.
             n_chunks: Inner chunks per shard.
-            codec: Unused here except to tell which chain the array has; None = unknown to this project.
+            folder: Folder of the array when the store is local, else None.
+            opened: The store that shards must belong to.
         """
-        self._array, self._key, self._n_chunks, self._codec = array, key, n_chunks, codec
-        self._present: dict[int, NDArray[np.bool_]] = {}
+        self._array, self._key, self._n_chunks = array, key, n_chunks
+        self._folder, self._store = folder, opened
+        self._present: dict[int, tuple[Any, NDArray[np.bool_]]] = {}
 
     def read_chunk(self, shard: int, position: int, out: NDArray[np.uint8]) -> None:
         """See `ChunkBackend.read_chunk`."""
-        if shard not in self._present:
-            self._present[shard] = self._read_presence(shard)
-        if not self._present[shard][position]:
-            raise ChunkProblem("is absent")
+        stamp = self._stamp(shard)
+        known = self._present.get(shard)
         try:
-            values = self._array[self._selection(shard, position)]
-        except (ValueError, RuntimeError, OSError) as error:
-            raise ChunkProblem(f"is damaged: {error}") from error
+            if known is None or known[0] != stamp:
+                known = self._present[shard] = stamp, self._read_presence(shard)
+                self._store.check()
+            if not known[1][position]:
+                raise ChunkProblem("is absent")
+            try:
+                values = self._array[self._selection(shard, position)]
+            except (ValueError, RuntimeError, OSError) as error:
+                raise ChunkProblem(f"is damaged: {error}") from error
+            if self._stamp(shard) != stamp:
+                raise ChunkProblem("is damaged: its shard file changed while it was read")
+        except ChunkProblem:
+            # Of another store it is no damage.
+            self._store.check()
+            raise
+        self._store.check_file()
         out[:] = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+
+    def _stamp(self, shard: int) -> Any:
+        """What tells a shard file from a later one; zarr-python opens it anew for every chunk."""
+        if self._folder is None:
+            return None
+        try:
+            found = os.stat(self._folder / self._key(shard))
+        except OSError:
+            return "absent"
+        return found.st_ino, found.st_size, found.st_mtime_ns
 
     def _selection(self, shard: int, position: int) -> tuple[slice, ...]:
         chunk, shards = self._array.chunks, self._array.shards

@@ -6,6 +6,7 @@ Both directions live here, so the writer and the direct reader cannot drift apar
 
 from __future__ import annotations
 
+import os
 import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,7 @@ CRC_RESIDUE = 0x48674BC7
 
 _uint32_at: Callable[[Any, int], tuple[int]] = struct.Struct("<I").unpack_from
 _blosc_sizes_at: Callable[[Any, int], tuple[int, int]] = struct.Struct("<I4xI").unpack_from
+_CUT_OFF = "its file was cut off"
 _WRONG_CRC = "its crc32c does not fit its bytes"
 _SHUFFLES = ("noshuffle", "shuffle", "bitshuffle")
 _BLOSC_NAMES = ("lz4", "lz4hc", "zstd", "zlib", "blosclz")
@@ -97,7 +99,7 @@ class ChunkCodec:
             _copy(stored, out, self.checked)
             return
         if self.checked:
-            stored = checked_payload(_fetched(stored))
+            stored = checked_payload(stored)
         size = _zstd_content_size(stored) if self.compressor == "zstd" else _blosc_content_size(stored)
         if size != len(out):
             raise ValueError(f"decodes to {size} bytes, expected {len(out)}")
@@ -108,6 +110,30 @@ class ChunkCodec:
                 numcodecs.blosc.decompress(stored, out)
         except RuntimeError as error:
             raise ValueError(str(error)) from error
+
+    def read_into(self, descriptor: int, offset: int, length: int, out: NDArray[np.uint8]) -> None:
+        """Read and decode one chunk of an open file straight into the caller's memory.
+
+        Args:
+            descriptor: The file.
+            offset: Where the chunk begins.
+            length: Its stored bytes.
+            out: Exactly the chunk's memory, one-dimensional uint8, contiguous.
+
+        Raises:
+            ValueError: The file ends inside the chunk, the checksum or the decoded size is wrong; `out` is then
+                undefined.
+            OSError: The file cannot be read.
+        """
+        if self.compressor != "none":
+            self.decode_into(_read(descriptor, offset, length), out)
+            return
+        _check_plain_length(length, len(out), self.checked)
+        checksum = bytearray(CRC_BYTES if self.checked else 0)
+        if os.preadv(descriptor, (out.data, checksum), offset) != length:
+            raise ValueError(_CUT_OFF)
+        if self.checked and crc32c(out) != _uint32_at(checksum, 0)[0]:
+            raise ValueError(_WRONG_CRC)
 
     def to_zarr(self) -> list[Any]:
         """Return the chain as zarr-python codecs, for creating metadata."""
@@ -181,29 +207,33 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def _fetched(stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return a copy in memory of this thread, valid until its next call.
+def _read(descriptor: int, offset: int, length: int) -> NDArray[np.uint8]:
+    """Return bytes of a file in memory of this thread, valid until its next call.
 
-    The first touch of mapped bytes may wait for the disk: numpy's copy does so without the GIL, which the checksum
-    would hold. Checksum and decoder then find the bytes in the processor's cache.
+    Waiting for the disk is without the GIL. Checksum and decoder then find the bytes in the processor's cache, and
+    nobody changes them between the two.
     """
-    n = len(stored)
-    if len(_scratch.memory) < n:
-        _scratch.memory = np.empty(n + n // 4, dtype=np.uint8)
-    fetched = _scratch.memory[:n]
-    fetched[:] = stored
-    return fetched
+    if len(_scratch.memory) < length:
+        _scratch.memory = np.empty(length + length // 4, dtype=np.uint8)
+    stored = _scratch.memory[:length]
+    if os.preadv(descriptor, (stored.data,), offset) != length:
+        raise ValueError(_CUT_OFF)
+    return stored
 
 
 def _copy(stored: NDArray[np.uint8], out: NDArray[np.uint8], checked: bool) -> None:
     """Copy an uncompressed chunk and check what has arrived, which is then in the processor's cache."""
     n = len(out)
-    length = len(stored) - CRC_BYTES if checked else len(stored)
-    if length != n:
-        raise ValueError(f"holds {max(length, 0)} bytes, expected {n}")
+    _check_plain_length(len(stored), n, checked)
     out[:] = stored[:n]
     if checked and crc32c(out) != _uint32_at(stored, n)[0]:
         raise ValueError(_WRONG_CRC)
+
+
+def _check_plain_length(length: int, expected: int, checked: bool) -> None:
+    found = length - CRC_BYTES if checked else length
+    if found != expected:
+        raise ValueError(f"holds {max(found, 0)} bytes, expected {expected}")
 
 
 def _blosc_content_size(stored: NDArray[np.uint8]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flairhub.cube.reader import ArrayReader, Backend
+from flairhub.cube.seal import ROOT_FILE, OpenedStore, identity_of, read_root, seal_problem
 from flairhub.cube.spec import FORMAT_VERSION, HAS_MASK, NO_DAY, NODATA, PATCHES, ROOT_KEY, VALID
 from flairhub.cube.table import NUMBER_COLUMNS, TEXT_COLUMNS, AverageInfo, PatchTable, SeriesInfo, Validity
 from flairhub.cube.zone_spec import ZONE_KEY
@@ -30,26 +32,63 @@ class Cube:
 
     Attributes:
         path: Where the store is.
-        modalities: Names of the inputs, masks and labels it holds, in the registry's order.
-        attributes: The cube's own attributes (format, plan, codec, ...).
     """
 
-    def __init__(self, path: str | Path, group: Any, backend: Backend = "auto"):
-        """Wrap an open root group; use `open_cube`."""
-        self.path, self._group, self._backend = path, group, backend
-        self.attributes: Mapping[str, Any] = dict(group.attrs[ROOT_KEY])
-        stored = set(self.attributes["modalities"])
-        self.modalities = tuple(name for name in MODALITIES if name in stored)
+    def __init__(self, path: str | Path, backend: Backend = "auto", identity: str | None = None):
+        """Keep the place, which is looked at when it is needed; use `open_cube`.
+
+        Args:
+            path: Folder or URL.
+            backend: See `open_cube`.
+            identity: That of the cube that must be there; None = any.
+        """
+        self.path, self._backend, self._expected = path, backend, identity
         self._readers: dict[str, ArrayReader] = {}
         self._presence: dict[str, NDArray[np.bool_]] = {}
         self._series: dict[str, SeriesInfo] = {}
         self._validities: dict[str, Validity] = {}
 
     def __reduce__(self) -> Any:
-        return open_cube, (self.path, self._backend)
+        # Another process must not read another cube that has the same place by then.
+        return Cube, (self.path, self._backend, self.identity)
 
     def __dask_tokenize__(self) -> Any:
-        return type(self).__name__, str(self.path), self.attributes["plan"]
+        return type(self).__name__, str(self.path), self.identity
+
+    @cached_property
+    def _opened(self) -> tuple[Any, OpenedStore]:
+        """The root group, and what tells whether the store is still the one that was opened."""
+        group, raw = _open_root(self.path)
+        check_attributes(self.path, dict(group.attrs), raw)
+        file = Path(self.path).absolute() / ROOT_FILE if is_local(self.path) else None
+        store = OpenedStore(str(self.path), self._expected or identity_of(raw), read_root(group), file)
+        store.check()
+        return group, store
+
+    @property
+    def _group(self) -> Any:
+        return self._opened[0]
+
+    @property
+    def store(self) -> OpenedStore:
+        """Tells whether the store is still the one that was opened."""
+        return self._opened[1]
+
+    @property
+    def identity(self) -> str:
+        """What tells this cube from any other, also from one of the same plan with other pixels (hexadecimal)."""
+        return self.store.identity
+
+    @cached_property
+    def attributes(self) -> Mapping[str, Any]:
+        """The cube's own attributes (format, plan, codec, ...)."""
+        return dict(self._group.attrs[ROOT_KEY])
+
+    @cached_property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the inputs, masks and labels it holds, in the registry's order."""
+        stored = set(self.attributes["modalities"])
+        return tuple(name for name in MODALITIES if name in stored)
 
     def __repr__(self) -> str:
         return f"<Cube {self.path}: {self.n_patches} patches, {', '.join(self.modalities)}>"
@@ -244,6 +283,7 @@ class Cube:
                 patch_ids=self.patch_ids,
                 present=self.present(name) if present is None else present,
                 folder=folder,
+                opened=self.store,
                 backend=self._backend,
             )
         return self._readers[path]
@@ -258,12 +298,15 @@ class Cube:
         """Read a small array whole; zarr would give fill values for a chunk that is gone, this does not."""
         try:
             array = self._group[path]
+            self.store.check()
             if array.nchunks_initialized != array.nchunks:
                 raise CubeError(
                     f"{self.path}: {path}: {array.nchunks - array.nchunks_initialized} of {array.nchunks} chunks "
                     "are absent. Ingest again with --overwrite."
                 )
-            return np.asarray(array[...])
+            values = np.asarray(array[...])
+            self.store.check()
+            return values
         except (KeyError, ValueError, RuntimeError, OSError) as error:
             raise CubeError(f"{self.path}: {path} is damaged: {error}. Ingest again with --overwrite.") from error
 
@@ -274,33 +317,46 @@ class Cube:
         return self._group[name]
 
 
-def open_cube(path: str | Path | Cube, backend: Backend = "auto") -> Cube:
+def open_cube(path: str | Path | Cube, backend: Backend = "auto", identity: str | None = None) -> Cube:
     """Open a finished cube for reading.
 
     Args:
         path: Folder of the store, or a URL that zarr-python can open; an open cube is returned as it is.
-        backend: `direct` (mapped shards, local stores), `zarr` (zarr-python), `auto` = direct where possible.
+        backend: `direct` (shard files, local stores), `zarr` (zarr-python), `auto` = direct where possible.
+        identity: That of the cube that must be there (`Cube.identity`); None = any.
 
     Raises:
-        CubeError: Nothing there, no cube, not finished, or of another format version.
+        CubeError: Nothing there, no cube, not finished, damaged metadata, another format version or identity.
     """
-    import zarr
-
     if isinstance(path, Cube):
         return path
-    if is_local(path) and not (Path(path) / "zarr.json").is_file():
-        state = "is no cube (no zarr.json)" if Path(path).exists() else "does not exist"
+    cube = Cube(path, backend, identity)
+    cube.store.check()
+    return cube
+
+
+def _open_root(path: str | Path) -> tuple[Any, bytes]:
+    """Open the root group of a store, and read its metadata file."""
+    import zarr
+
+    if is_local(path) and not os.path.isfile(Path(path) / ROOT_FILE):
+        state = "is no cube (no zarr.json)" if os.path.exists(path) else "does not exist"
         raise CubeError(f"{path}: {state}. Make a cube with `flairhub ingest --cube {path}`.")
     try:
         group = zarr.open_group(str(path), mode="r")
+        return group, read_root(group)()
     except Exception as error:
         raise CubeError(f"{path}: cannot be opened as a Zarr group: {error}") from error
-    check_attributes(path, dict(group.attrs))
-    return Cube(path, group, backend)
 
 
-def check_attributes(path: str | Path, attributes: Mapping[str, Any]) -> None:
-    """Raise CubeError unless the root attributes are those of a finished cube of this format."""
+def check_attributes(path: str | Path, attributes: Mapping[str, Any], raw: bytes) -> None:
+    """Raise CubeError unless the root attributes are those of a finished cube of this format.
+
+    Args:
+        path: The store.
+        attributes: Of its root group.
+        raw: The file that holds them.
+    """
     root = attributes.get(ROOT_KEY)
     if ZONE_KEY in attributes:
         raise CubeError(
@@ -314,6 +370,9 @@ def check_attributes(path: str | Path, attributes: Mapping[str, Any]) -> None:
             f"{path}: cube format {root.get('format')!r}, this version reads format {FORMAT_VERSION}. "
             "Ingest again, or use the version of flairhub that wrote it."
         )
+    problem = seal_problem(raw, root)
+    if problem:
+        raise CubeError(f"{path}: damaged metadata: {ROOT_FILE}: {problem}. Ingest again with --overwrite.")
     if root.get("status") != "complete":
         raise CubeError(
             f"{path}: the cube is not complete (status {root.get('status')!r}). Run the same `flairhub ingest` again: "

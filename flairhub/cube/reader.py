@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from flairhub.cube.backends import ChunkBackend, ChunkProblem, DirectBackend, ZarrBackend
 from flairhub.cube.codecs import codec_of
+from flairhub.cube.seal import OpenedStore
 from flairhub.cube.spec import VALID
 from flairhub.errors import CubeError, UsageError
 
@@ -40,6 +41,7 @@ class ArrayReader:
         patch_ids: Sequence[str],
         present: NDArray[np.bool_],
         folder: Path | None,
+        opened: OpenedStore,
         backend: Backend = "auto",
     ):
         """Wrap a zarr array.
@@ -51,6 +53,7 @@ class ArrayReader:
             patch_ids: Ids in storage order, for messages.
             present: (patch,) which patches the array holds.
             folder: Folder of the array when the store is local, else None.
+            opened: The store: every shard that is opened must belong to it.
             backend: `auto` takes `direct` where it can.
 
         Raises:
@@ -86,9 +89,9 @@ class ArrayReader:
         if readable and backend != "zarr":
             assert folder is not None
             assert chain is not None
-            self.backend, self._backend = "direct", DirectBackend(folder, key, n_chunks, chain)
+            self.backend, self._backend = "direct", DirectBackend(folder, key, n_chunks, chain, opened)
         else:
-            self.backend, self._backend = "zarr", ZarrBackend(array, key, n_chunks, chain)
+            self.backend, self._backend = "zarr", ZarrBackend(array, key, n_chunks, folder, opened)
 
     @property
     def n_levels(self) -> int:

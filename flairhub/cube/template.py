@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flairhub.cube.seal import ROOT_FILE, sealed, unsealed
 from flairhub.cube.spec import (
     DATE_ATTRIBUTES,
     FORMAT_VERSION,
@@ -331,12 +332,20 @@ def create_array(
     )
 
 
-def set_status(folder: Path, status: str, key: str = ROOT_KEY) -> None:
-    """Change the status of a store in one step; `key` is its root attribute."""
-    path = folder / "zarr.json"
-    document = json.loads(path.read_text())
+def set_status(folder: Path, status: str, key: str = ROOT_KEY, contents: str | None = None) -> None:
+    """Change the status of a store in one step.
+
+    Args:
+        folder: The store.
+        status: `building` or `complete`.
+        key: Its root attribute.
+        contents: Of a complete store, from `contents_digest`: it is sealed.
+    """
+    path = folder / ROOT_FILE
+    document = unsealed(json.loads(path.read_text()), key)
     document["attributes"][key]["status"] = status
-    write_file(path, [json.dumps(document, indent=2).encode()], durable=True)
+    raw = json.dumps(document, indent=2).encode() if contents is None else sealed(document, key, contents)
+    write_file(path, [raw], durable=True)
 
 
 @contextmanager

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 
 from flairhub.cube.cube import Cube, is_local
 from flairhub.cube.reader import ArrayReader
+from flairhub.cube.seal import CONTENTS, ROOT_FILE, OpenedStore, contents_digest
 from flairhub.cube.spec import INGEST, JOURNAL
 from flairhub.cube.zone_cube import ZoneCube
 from flairhub.errors import CubeError
-from flairhub.jobs import Journal
+from flairhub.jobs import Journal, file_checksum
 from flairhub.progress import Progress, silent
 
 STAGE = "verify"
-_PIECE_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,13 @@ class Verification:
         n_chunks: Chunks that were read and decoded.
         n_files: Files that were compared with the journal.
         damage: One message per damaged or absent chunk, table or file; empty = the cube is whole.
+        unchecked: One sentence for each thing that could not be checked, as in cubes of earlier versions.
     """
 
     n_chunks: int
     n_files: int
     damage: tuple[str, ...]
+    unchecked: tuple[str, ...] = ()
 
 
 def verify(cube: Cube, progress: Progress | None = None) -> Verification:
@@ -56,14 +57,12 @@ def verify(cube: Cube, progress: Progress | None = None) -> Verification:
                 n_chunks += reader.n_levels
             done += 1
             report(STAGE, done, total)
-    n_files = 0
-    if is_local(cube.path):
-        for name, problem in _files(Path(cube.path), [name for reader, _ in readers for name in reader.shard_files()]):
-            n_files += 1
-            # A damaged chunk says more than its file does.
-            if problem and not any(name.split("/c/")[0] in message for message in damage):
-                damage.append(f"{cube.path}: {name} {problem}")
-    return Verification(n_chunks, n_files, tuple(damage))
+    if not is_local(cube.path):
+        missing = f"{cube.path}: no folder of this machine: files were not compared with the journal."
+        return Verification(n_chunks, 0, tuple(damage), (missing,))
+    expected = [name for reader, _ in readers for name in reader.shard_files()]
+    n_files, unchecked = _compare_files(Path(cube.path), cube.store, cube.attributes, damage, expected)
+    return Verification(n_chunks, n_files, tuple(damage), unchecked)
 
 
 def verify_zone(cube: ZoneCube, progress: Progress | None = None) -> Verification:
@@ -75,13 +74,8 @@ def verify_zone(cube: ZoneCube, progress: Progress | None = None) -> Verificatio
             n_chunks += 1
             damage += [problem] if problem else []
         report(STAGE, done, len(cube.arrays))
-    files = list(_files(cube.path))
-    damage += [
-        f"{cube.path}: {name} {problem}"
-        for name, problem in files
-        if problem and not any(name.split("/c/")[0] in message for message in damage)
-    ]
-    return Verification(n_chunks, len(files), tuple(damage))
+    n_files, unchecked = _compare_files(cube.path, cube.store, cube.attributes, damage)
+    return Verification(n_chunks, n_files, tuple(damage), unchecked)
 
 
 def _readers(cube: Cube) -> Iterator[tuple[ArrayReader, Any]]:
@@ -119,18 +113,59 @@ def _table_reads(cube: Cube, name: str) -> Any:
     return read
 
 
-def _files(store: Path, expected: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
-    """Compare files with the journal, which must know all `expected` ones: (name, what is wrong or empty)."""
+def _compare_files(
+    path: Path, store: OpenedStore, attributes: Mapping[str, Any], damage: list[str], expected: Sequence[str] = ()
+) -> tuple[int, tuple[str, ...]]:
+    """Compare the files of a store with its journal, and both with its root metadata.
+
+    Args:
+        path: The store.
+        store: The same, as it was opened.
+        attributes: Its own root attributes.
+        damage: What is wrong so far; more is added.
+        expected: Files that the journal must know.
+
+    Returns:
+        How many files were compared, and what could not be checked.
+    """
+    n_files, before = 0, tuple(damage)
+    records: list[Mapping[str, Any]] = []
+    for name, problem in _files(path, records, expected):
+        n_files += 1
+        # A damaged chunk says more than its file does.
+        if problem and not any(name.split("/c/")[0] in message for message in before):
+            damage.append(f"{path}: {name} {problem}")
+    try:
+        store.check()
+    except CubeError as error:
+        damage[:] = dict.fromkeys([*damage, str(error)])
+    contents = attributes.get(CONTENTS)
+    if contents is None:
+        return n_files, (
+            f"{path}: made before stores had a seal: its metadata, small tables and report have no checksums of their "
+            "own, and were only read. Ingest again to have them.",
+        )
+    if not damage and contents_digest(records) != contents:
+        damage.append(f"{path}: {INGEST}/{JOURNAL} is not the one that {ROOT_FILE} names")
+    return n_files, ()
+
+
+def _files(store: Path, records: list[Mapping[str, Any]], expected: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
+    """Compare files with the journal, which must know all `expected` ones: (name, what is wrong or empty).
+
+    The journal's records are added to `records`.
+    """
     noted = set()
     try:
-        records = Journal(store / INGEST / JOURNAL).lines()
+        lines = Journal(store / INGEST / JOURNAL).lines()
     except OSError as error:
         yield f"{INGEST}/{JOURNAL}", f"cannot be read: {error.strerror}"
         return
-    for number, record in enumerate(records, start=1):
+    for number, record in enumerate(lines, start=1):
         if record is None:
             yield f"{INGEST}/{JOURNAL}", f"line {number} is damaged"
             continue
+        records.append(record)
         for name, (length, crc) in record["files"].items():
             noted.add(name)
             yield name, _compare(store / name, length, crc)
@@ -141,13 +176,9 @@ def _files(store: Path, expected: Sequence[str] = ()) -> Iterator[tuple[str, str
 
 def _compare(path: Path, length: int, crc: int) -> str:
     try:
-        size = path.stat().st_size
-        if size != length:
-            return f"has {size} bytes, the journal says {length}"
-        computed = 0
-        with path.open("rb") as stream:
-            while piece := stream.read(_PIECE_BYTES):
-                computed = google_crc32c.extend(computed, piece)
+        size, checksum = file_checksum(path)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    return "" if computed == crc else "does not fit the checksum in the journal"
+    if size != length:
+        return f"has {size} bytes, the journal says {length}"
+    return "" if checksum == crc else "does not fit the checksum in the journal"

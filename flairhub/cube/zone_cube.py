@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from flairhub.cube.backends import ChunkProblem, DirectBackend
 from flairhub.cube.codecs import codec_of
+from flairhub.cube.seal import ROOT_FILE, OpenedStore, identity_of, read_root, seal_problem
 from flairhub.cube.template import root_attributes
 from flairhub.cube.zone_spec import DATA, VALID, ZONE_FORMAT, ZONE_KEY, Span, Tiling, ZoneLayer, shard_key
 from flairhub.errors import CubeError
@@ -62,7 +64,7 @@ class ZoneArray:
         tiling: How it is cut.
     """
 
-    def __init__(self, array: Any, *, name: str, store: Path, plan: str):
+    def __init__(self, array: Any, *, name: str, store: Path, opened: OpenedStore):
         """Wrap a `zarr.Array`.
 
         Raises:
@@ -83,10 +85,10 @@ class ZoneArray:
             raise CubeError(f"{where}: a chain of codecs that zone cubes of format 1 do not have. {_AGAIN}")
         self.name, self.shape, self.dtype = name, tuple(array.shape), np.dtype(array.dtype)
         self.tiling = Tiling(self.shape[-2], self.shape[-1], chunk[-1], shard[-1] // chunk[-1])
-        self._store, self._key = store, (str(store), plan, name)
+        self._store, self._key = store, (str(store), opened.identity, name)
         self._shard_key = partial(shard_key, n_leading, self.tiling)
         self._chunk_shape = (*self.shape[:-2], chunk[-1], chunk[-1])
-        self._backend = DirectBackend(store / name, self._shard_key, self.tiling.chunks_per_shard, codec)
+        self._backend = DirectBackend(store / name, self._shard_key, self.tiling.chunks_per_shard, codec, opened)
 
     def read(self, rows: Span, cols: Span) -> NDArray[Any]:
         """Return a region (..., y, x) inside the array.
@@ -143,22 +145,29 @@ class ZoneCube:
 
     Attributes:
         path: Its folder.
+        store: Tells whether the store is still the one that was opened.
         attributes: Its own attributes (format, plan, codec, ...).
         layers: What it holds, by modality.
     """
 
-    def __init__(self, path: Path, group: Any):
+    def __init__(self, path: Path, group: Any, opened: OpenedStore):
         """Wrap an open root group; use `open_zone_cube`."""
-        self.path = path
+        self.path, self.store = path, opened
         self.attributes: Mapping[str, Any] = dict(group.attrs[ZONE_KEY])
         self.arrays: dict[str, ZoneArray] = {}
         self.layers: dict[str, ZoneLayer] = {}
-        plan = self.attributes["plan"]
         for name in self.attributes["modalities"]:
             arrays = group[name]
             self.layers[name] = layer = _layer(name, arrays)
             for kind in (DATA, VALID) if layer.has_mask else (DATA,):
-                self.arrays[f"{name}/{kind}"] = ZoneArray(arrays[kind], name=f"{name}/{kind}", store=path, plan=plan)
+                self.arrays[f"{name}/{kind}"] = ZoneArray(
+                    arrays[kind], name=f"{name}/{kind}", store=path, opened=opened
+                )
+
+    @property
+    def identity(self) -> str:
+        """What tells this zone cube from any other, also from one of the same plan (hexadecimal)."""
+        return self.store.identity
 
     def read(self, name: str, rows: Span, cols: Span) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
         """Return a region of a modality: values (..., y, x), and the validity mask or None: (y, x), or (time, y, x)
@@ -172,35 +181,45 @@ def is_zone_cube(path: str | Path) -> bool:
     return root_attributes(Path(path), ZONE_KEY) is not None
 
 
-def open_zone_cube(path: str | Path) -> ZoneCube:
+def open_zone_cube(path: str | Path, identity: str | None = None) -> ZoneCube:
     """Open a finished zone cube for reading.
 
+    Args:
+        path: Its folder.
+        identity: That of the zone cube that must be there (`ZoneCube.identity`); None = any.
+
     Raises:
-        CubeError: Nothing there, no zone cube, not finished, damaged, or of another format version.
+        CubeError: Nothing there, no zone cube, not finished, damaged, of another format version or identity.
     """
     import zarr
 
     path = Path(path).absolute()
     make = f"Make one with `flairhub ingest --zone ZONAL_YAML --cube {path}`."
-    if not (path / "zarr.json").is_file():
-        state = "is no zone cube (no zarr.json)" if path.exists() else "does not exist"
+    if not os.path.isfile(path / ROOT_FILE):
+        state = "is no zone cube (no zarr.json)" if os.path.exists(path) else "does not exist"
         raise CubeError(f"{path}: {state}. {make}")
     try:
         group = zarr.open_group(str(path), mode="r")
-        facts = dict(group.attrs).get(ZONE_KEY)
+        facts, raw = dict(group.attrs).get(ZONE_KEY), read_root(group)()
     except Exception as error:
         raise CubeError(f"{path}: cannot be opened as a Zarr group: {error}") from error
     if not isinstance(facts, Mapping):
         raise CubeError(f"{path}: a Zarr store, but no zone cube (attribute {ZONE_KEY!r} is missing). {make}")
     if facts.get("format") != ZONE_FORMAT:
         raise CubeError(f"{path}: zone cube format {facts.get('format')!r}, this version reads {ZONE_FORMAT}. {_AGAIN}")
+    problem = seal_problem(raw, facts)
+    if problem:
+        raise CubeError(f"{path}: its metadata is damaged: {ROOT_FILE}: {problem}. {_AGAIN}")
     if facts.get("status") != "complete":
         raise CubeError(
             f"{path}: the zone cube is not complete (status {facts.get('status')!r}). Run the same `flairhub ingest "
             "--zone` again: it continues where it stopped."
         )
+    opened = OpenedStore(str(path), identity or identity_of(raw), read_root(group), path / ROOT_FILE)
     try:
-        return ZoneCube(path, group)
+        cube = ZoneCube(path, group, opened)
+        opened.check()
+        return cube
     except (KeyError, ValueError, TypeError, RuntimeError, OSError) as error:
         raise CubeError(f"{path}: its metadata is damaged ({type(error).__name__}: {error}). {_AGAIN}") from error
 

@@ -103,7 +103,7 @@ class BatchLoader:
         self._processes: ReadingProcesses | None = None
         if workers:
             # Batches come back through shared memory, so the page-locked copy is made here.
-            maker = partial(_reader_of, str(cube.path), dict(preparations), tuple(tasks), missing)
+            maker = partial(_reader_of, cube, dict(preparations), tuple(tasks), missing)
             self._processes = ReadingProcesses(workers, maker, transform, seed, pin_memory)
             self._ahead = workers + prefetch
         self._epoch, self._position = epoch, 0
@@ -184,9 +184,7 @@ class BatchLoader:
 
 
 def _reader_of(
-    path: str, preparations: dict[str, Preparation], tasks: tuple[Task, ...], missing: Missing
+    cube: Cube, preparations: dict[str, Preparation], tasks: tuple[Task, ...], missing: Missing
 ) -> Callable[[NDArray[np.int64]], Batch]:
-    """Open the cube in a reading process."""
-    from flairhub.cube import open_cube
-
-    return BatchReader(open_cube(path), preparations, tasks, missing).read
+    """Prepare a reading process: the cube opens where it is unpickled, if it is still the same."""
+    return BatchReader(cube, preparations, tasks, missing).read

@@ -17,7 +17,7 @@ import torch.multiprocessing  # tensors travel through shared memory
 from numpy.typing import NDArray
 
 from flairhub.data.batch import Batch
-from flairhub.errors import DataError, UsageError
+from flairhub.errors import DataError, FlairhubError, UsageError
 
 Transform = Callable[[Batch, np.random.Generator], Batch]
 """Changes a batch as it is stored: `transform(batch, rng)` returns a new one with the same patches."""
@@ -47,10 +47,17 @@ _state: dict[str, Any] = {}
 
 def _start(make_reader: ReaderMaker, transform: Transform | None, seed: int) -> None:
     torch.set_num_threads(1)
-    _state.update(read=make_reader(), transform=transform, seed=seed)
+    _state.update(transform=transform, seed=seed)
+    try:
+        _state.update(read=make_reader())
+    except FlairhubError as error:
+        # Raised here it would only be a process that died.
+        _state.update(failure=error)
 
 
 def _work(indices: NDArray[np.int64], epoch: int) -> Batch:
+    if "failure" in _state:
+        raise _state["failure"]
     batch = _state["read"](indices)
     if _state["transform"] is not None:
         batch = transformed(batch, _state["transform"], _state["seed"], epoch)

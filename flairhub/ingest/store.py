@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flairhub.cube import INGEST, JOURNAL, root_attributes, set_status
+from flairhub.cube import INGEST, JOURNAL, METADATA_JOB, ROOT_FILE, contents_digest, root_attributes, set_status
 from flairhub.errors import CubeError, DataError, OutputExistsError, UsageError
 from flairhub.ingest.job import Entry
 from flairhub.jobs import (
     Journal,
     discard_folder,
+    file_checksum,
     is_disk_full,
     place_folder,
     reach,
@@ -136,6 +137,7 @@ class StoreRun:
         self._kind, self._plan, self._states = kind, plan, states
         self._stage, self._progress = stage, progress
         self._journal = journal_of(path)
+        self._metadata: Entry | None = None
 
     def prepare(self, overwrite: bool, create: Callable[[Path], None], skip: bool = True) -> bool:
         """Make the store, or take over what an earlier run finished; True when there is nothing to do.
@@ -192,6 +194,7 @@ class StoreRun:
         """Collect the jobs that are finished; return how many are not, by reason."""
         entries = read_entries(self.path)
         reasons: Counter[str] = Counter()
+        self._metadata = entries.get(METADATA_JOB)
         for job, state in self._states.items():
             entry = entries.get(job)
             if entry is None or not entry.is_whole(self.path):
@@ -228,11 +231,33 @@ class StoreRun:
             fill()
         to_disk(path for path in self.path.rglob("*") if path.is_file())
         reach("tables")
-        set_status(self.path, "complete", self._kind.key)
+        self._check_same()
+        self._metadata = Entry(METADATA_JOB, self._plan, self._other_files())
+        self._journal.append(self._metadata.to_json())
+        set_status(self.path, "complete", self._kind.key, contents_digest(self._final_records()))
         reach("complete")
         self._shorten_journal()
 
+    def _check_same(self) -> None:
+        """See that nobody has put another store, or files of another one, in the place of this one meanwhile."""
+        attributes = root_attributes(self.path, self._kind.key) or {}
+        strange = [job for job, entry in self.done.items() if not entry.is_whole(self.path)]
+        if attributes.get("plan") != self._plan or strange:
+            raise CubeError(
+                f"{self.path}: another process has written to this {self._kind.noun} at the same time, it is not "
+                "complete. See that only one does, and run the same command again."
+            )
+
+    def _other_files(self) -> dict[str, tuple[int, int]]:
+        """Length and CRC-32C of every file that belongs to no job, but for the two that say so."""
+        known = {name for entry in self.done.values() for name in entry.files} | {ROOT_FILE, f"{INGEST}/{JOURNAL}"}
+        paths = {path.relative_to(self.path).as_posix(): path for path in self.path.rglob("*") if path.is_file()}
+        return {name: file_checksum(paths[name]) for name in sorted(paths.keys() - known)}
+
+    def _final_records(self) -> list[Mapping[str, Any]]:
+        """Return the journal of the finished store: sorted entries, without what its metadata holds."""
+        entries = [*self.done.values(), *([] if self._metadata is None else [self._metadata])]
+        return [entry.shortened().to_json() for entry in sorted(entries, key=lambda entry: entry.job)]
+
     def _shorten_journal(self) -> None:
-        """Leave sorted entries, without what the finished metadata holds."""
-        entries = sorted(self.done.values(), key=lambda entry: entry.job)
-        self._journal.rewrite(entry.shortened().to_json() for entry in entries)
+        self._journal.rewrite(self._final_records())

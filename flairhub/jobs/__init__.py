@@ -7,6 +7,7 @@ from flairhub.jobs.lock import writer_lock
 from flairhub.jobs.placement import (
     FileWriter,
     discard_folder,
+    file_checksum,
     folder_bytes,
     is_disk_full,
     place_folder,
@@ -26,6 +27,7 @@ __all__ = [
     "Stopped",
     "Workers",
     "discard_folder",
+    "file_checksum",
     "folder_bytes",
     "is_disk_full",
     "job_workers",

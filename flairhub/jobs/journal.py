@@ -57,22 +57,33 @@ class Journal:
             os.fsync(stream.fileno())
             reach("journal-line")
 
+    @staticmethod
+    def content(records: Iterable[Mapping[str, Any]]) -> bytes:
+        """Return the whole journal of some records."""
+        return b"".join(_format(record) + b"\n" for record in records)
+
     def rewrite(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Replace the journal by the records, in one step; it is not touched where it holds just these already."""
-        content = b"".join(_format(record) + b"\n" for record in records)
+        content = self.content(records)
         if not self.path.is_file() or self.path.read_bytes() != content:
             write_file(self.path, [content], durable=True)
 
 
 def _format(record: Mapping[str, Any]) -> bytes:
     text = json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
-    return f"{google_crc32c.value(text):08x} ".encode() + text
+    return _checksum(text) + b" " + text
+
+
+def _checksum(text: bytes) -> bytes:
+    return b"%08x" % google_crc32c.value(text)
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
     checksum, _, text = line.partition(b" ")
+    if checksum != _checksum(text):
+        return None
     try:
-        record = json.loads(text) if int(checksum, 16) == google_crc32c.value(text) else None
+        record = json.loads(text)
     except ValueError:
         return None
     return record if isinstance(record, dict) else None

@@ -27,6 +27,7 @@ PARTIAL = ".partial"
 """Suffix of what is being written; zarr-python's own writes have it too, so that one sweep removes both."""
 
 _SYNC_THREADS = 8
+_PIECE_BYTES = 8 * 2**20
 
 
 @contextmanager
@@ -169,6 +170,19 @@ def to_disk(paths: Iterable[Path]) -> None:
 def folder_bytes(folder: Path) -> int:
     """Return the size of all files of a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def file_checksum(path: Path) -> tuple[int, int]:
+    """Return the length of a file in bytes and the CRC-32C of all of it.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    length = checksum = 0
+    with path.open("rb") as stream:
+        while piece := stream.read(_PIECE_BYTES):
+            checksum, length = google_crc32c.extend(checksum, piece), length + len(piece)
+    return length, checksum
 
 
 def sha256_of(path: Path) -> str:

@@ -30,12 +30,14 @@ class ZoneCubeRaster(Raster):
         path: The cube.
         plan: Digest of what it was made from.
         changed_ns: Time of change.
+        identity: What tells the cube from any other that may come to its place.
         masked: It stores a validity mask.
     """
 
     path: str = ""
     plan: str = ""
     changed_ns: int = 0
+    identity: str | None = None
     masked: bool = False
 
     @property
@@ -50,7 +52,7 @@ class ZoneCubeRaster(Raster):
         return {"path": self.path, "plan": self.plan, "mtime_ns": self.changed_ns}
 
     def load(self, rows: Span, cols: Span) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
-        cube = _opened((self.path, self.plan, self.changed_ns), lambda: open_zone_cube(self.path))
+        cube = _opened((self.path, self.identity), lambda: open_zone_cube(self.path, self.identity))
         return cube.read(self.name, rows, cols)
 
 
@@ -63,6 +65,7 @@ class RegionRaster(Raster):
         roi: The region.
         plan: Digest of what the cube was made from.
         changed_ns: Time of change.
+        identity: What tells the cube from any other that may come to its place.
         whole: There is a patch, of a series of every day, everywhere, and no mask.
     """
 
@@ -70,6 +73,7 @@ class RegionRaster(Raster):
     roi: str = ""
     plan: str = ""
     changed_ns: int = 0
+    identity: str | None = None
     whole: bool = True
 
     @property
@@ -85,9 +89,13 @@ class RegionRaster(Raster):
 
     def load(self, rows: Span, cols: Span) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
         # Of a region only what is read is laid out: another modality of it may have trouble of its own.
-        key = self.path, self.roi, self.plan, self.changed_ns, self.name
-        layer = _opened(key, lambda: region_layers(open_cube(self.path), self.roi, [self.name])[self.name])
+        key = self.path, self.roi, self.identity, self.name
+        layer = _opened(key, self._layer)
         return layer.read(rows, cols), None if self.whole else layer.known(rows, cols)
+
+    def _layer(self) -> RoiLayer:
+        cube = open_cube(self.path, identity=self.identity)
+        return region_layers(cube, self.roi, [self.name])[self.name]
 
 
 _OPEN: OrderedDict[Any, Any] = OrderedDict()
@@ -132,6 +140,7 @@ def zone_cube_rasters(path: Path, names: Sequence[str], without_mask: Collection
             path=str(cube.path),
             plan=str(cube.attributes["plan"]),
             changed_ns=_changed_ns(cube),
+            identity=cube.identity,
             masked=layer.has_mask,
         )
         for name in _wanted(names, without_mask, cube.layers)
@@ -167,6 +176,7 @@ def region_rasters(path: Path, roi: str, names: Sequence[str], without_mask: Col
             roi=roi,
             plan=str(cube.attributes["plan"]),
             changed_ns=_changed_ns(cube),
+            identity=cube.identity,
             whole=layer.is_whole,
         )
         for name, layer in layers.items()

@@ -108,6 +108,8 @@ def test_monthly_means(values: dict[str, np.ndarray]) -> None:
 def test_it_is_whole_and_others_open_it(values: dict[str, np.ndarray]) -> None:
     found = verify(fh.open_cube(PATH))
     assert (found.damage, found.n_chunks, found.n_files) == ((), 28, 20)
+    (note,) = found.unchecked
+    assert "made before stores had a seal" in note
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for group in ("patches", *NAMES, "SENTINEL2_TS/monthly"):

@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 import flairhub as fh
 from flairhub.cube import backends
 from flairhub.cube.reader import ArrayReader
+from flairhub.cube.seal import OpenedStore, identity_of
 from flairhub.cube.shards import ShardWriter
 from flairhub.cube.spec import PRESETS, codec_for
 from flairhub.errors import CubeError, UsageError
@@ -100,9 +102,11 @@ def test_backends_agree_for_any_array(
     ids = [f"D_R_0-{i}" for i in range(n_patches)]
     everyone = np.ones(n_patches, dtype=bool)
     for backend in ("direct", "zarr"):
-        reader = ArrayReader(
-            array, name="M/data", store="s", patch_ids=ids, present=everyone, folder=folder / "data", backend=backend
-        )
+        place: dict[str, Any] = {
+            "folder": folder / "data",
+            "opened": OpenedStore("s", identity_of(b""), lambda: b"", None),
+        }
+        reader = ArrayReader(array, name="M/data", store="s", patch_ids=ids, present=everyone, backend=backend, **place)
         for patch in range(n_patches):
             if absent[patch]:
                 with pytest.raises(CubeError, match=rf"M/data: chunk {patch}.* patch D_R_0-{patch}\) is absent"):
