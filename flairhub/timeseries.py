@@ -6,7 +6,6 @@ pixel by pixel in date order, so results do not depend on how an area is cut int
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
@@ -120,50 +119,6 @@ class Averages:
     offsets: NDArray[np.int32]
     count: NDArray[np.int32]
     observed: NDArray[np.bool_] | None = None
-
-
-def parse_date(text: str, where: str) -> np.datetime64:
-    """Return the day written as `YYYYMMDD`.
-
-    Raises:
-        DataError: Not such a day; the message starts with `where`.
-    """
-    try:
-        if len(text) != 8 or not text.isascii() or not text.isdigit():
-            raise ValueError(text)
-        return np.datetime64(datetime.strptime(text, "%Y%m%d").date(), "D")
-    except (TypeError, ValueError):
-        raise DataError(
-            f"{where}: date {text!r} is not YYYYMMDD. Correct the entry; dates are matched to images by position."
-        ) from None
-
-
-def parse_dates_json(text: str, where: str) -> NDArray[np.datetime64]:
-    """Return the acquisition dates of one patch from the published JSON object.
-
-    Args:
-        text: `{"1": "20190103", "2": ...}`; keys are 1-based positions of the images in the file.
-        where: File and patch, for messages.
-
-    Returns:
-        (time,) datetime64[D], in image order.
-
-    Raises:
-        DataError: Not JSON, keys that are not 1..N, or an entry that is no date.
-    """
-    try:
-        entries = json.loads(text)
-        if not isinstance(entries, dict):
-            raise TypeError
-        by_position = {int(key): value for key, value in entries.items()}
-    except (TypeError, ValueError):
-        raise DataError(
-            f"{where}: acquisition_dates is not a JSON object of position: date, got {str(text)[:80]!r}."
-        ) from None
-    if sorted(by_position) != list(range(1, len(entries) + 1)):
-        raise DataError(f"{where}: positions must be 1..{len(entries)}, got {sorted(by_position)[:10]}.")
-    dates = [parse_date(by_position[i], f"{where}, entry {i}") for i in sorted(by_position)]
-    return np.array(dates, dtype="datetime64[D]")
 
 
 def parse_ref_date(ref_date: str) -> tuple[int, int]:

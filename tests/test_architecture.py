@@ -23,6 +23,7 @@ FLOORS = {
     "tasks": 1,
     "baselines": 2,
     "timeseries": 2,
+    "written_dates": 2,
     "confusion": 2,
     "geo": 2,
     "class_raster": 3,

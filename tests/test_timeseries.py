@@ -14,13 +14,12 @@ from flairhub.timeseries import (
     day_offsets,
     fill_published,
     keep_dates,
-    parse_date,
-    parse_dates_json,
     period_count,
     period_offsets,
     prepare_series,
 )
 from flairhub.validity import valid_pixels
+from flairhub.written_dates import parse_date
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "timeseries.npz")
 CASES = ("a", "b", "dense")
@@ -147,30 +146,6 @@ def test_numbers_of_dates_and_images_must_agree() -> None:
     preparation = SeriesPreparation(cloud_filter=CloudFilter())
     with pytest.raises(DataError, match="needs 1 quality images, found none"):
         prepare_series(np.ones((1, 1, 1, 1)), days("20190515"), None, preparation)
-
-
-def test_dates_are_sorted_by_number_not_by_text() -> None:
-    text = '{"10": "20190110", "2": "20190102", "1": "20190101", ' + ", ".join(
-        f'"{i}": "2019010{i}"' for i in range(3, 10)
-    )
-    dates = parse_dates_json(text + "}", "dates.gpkg, patch P")
-    assert dates.tolist() == [date(2019, 1, i) for i in range(1, 11)]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('{"1": "2019-01-03"}', r"patch P, entry 1: date '2019-01-03' is not YYYYMMDD"),
-        ('{"1": "20190230"}', r"entry 1: date '20190230'"),
-        ('{"1": 20190203}', r"entry 1: date 20190203"),
-        ('{"1": "20190103", "3": "20190105"}', r"positions must be 1\.\.2, got \[1, 3\]"),
-        ("[]", "not a JSON object"),
-        ("nan", "not a JSON object"),
-    ],
-)
-def test_bad_dates_are_named(text: str, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        parse_dates_json(text, "dates.gpkg, patch P")
 
 
 def test_preparation_survives_json() -> None:

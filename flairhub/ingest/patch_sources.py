@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from flairhub.modalities import INPUTS, LABELS, MODALITIES, modality
 
 SPLIT_FILE = "GLOBAL_ALL_MTD_SPLIT.gpkg"
 METADATA_FOLDER = "GLOBAL_ALL_MTD"
+
+_DRIVE = re.compile(r"[A-Za-z]:/")
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,10 @@ def _cell_path(cell: str, table: CsvTable, where: str, data_root: Path | None) -
         return None
     if "://" in cell or cell.startswith("/vsi") or "\x00" in cell:
         raise DataError(f"{where}: {cell!r} is not a path of a local file. URLs and GDAL's /vsi paths are not read.")
+    if "\\" in cell or _DRIVE.match(cell):
+        raise DataError(
+            f"{where}: {cell!r} is a path of Windows. Write paths below the CSV's folder with /, as aerial/x.tif."
+        )
     # Plain text: millions of Path objects would take longer than reading the tables.
     base = os.path.abspath(table.path.parent)
     path = os.path.normpath(os.path.join(base, cell))

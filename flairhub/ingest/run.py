@@ -206,6 +206,11 @@ def _do(store: StoreRun, origins: Origins, jobs: Sequence[Job], workers: int, sc
                     raise result
                 failures.append(f"{_named(job)}: {type(result).__name__}: {result}")
             else:
+                if job.state(store.plan) != store.states[job.id]:
+                    raise DataError(
+                        f"{_named(job)}: source files changed while they were read. What is finished is kept: run the "
+                        "same command again when nobody writes them."
+                    )
                 origins.put(job, result.origins)
                 if not job.skip:
                     origins.check(job)

@@ -115,6 +115,8 @@ class StoreRun:
 
     Attributes:
         path: The store.
+        plan: Digest of what is ingested and how.
+        states: By job, the digest of what it is done from.
         done: Finished jobs by id.
         n_jobs: All jobs.
         n_reused: Jobs that an earlier run had finished.
@@ -134,7 +136,7 @@ class StoreRun:
             progress: Told about finished jobs.
         """
         self.path, self.done, self.n_jobs, self.n_reused = path, dict[str, Entry](), len(states), 0
-        self._kind, self._plan, self._states = kind, plan, states
+        self._kind, self.plan, self.states = kind, plan, states
         self._stage, self._progress = stage, progress
         self._journal = journal_of(path)
         self._metadata: Entry | None = None
@@ -184,7 +186,7 @@ class StoreRun:
             return False
         if attributes.get("format") != self._kind.format:
             difference = f"of format {attributes.get('format')!r}, this version writes {self._kind.format}"
-        elif attributes.get("plan") != self._plan:
+        elif attributes.get("plan") != self.plan:
             difference = self._kind.other_plan
         else:
             return True
@@ -195,7 +197,7 @@ class StoreRun:
         entries = read_entries(self.path)
         reasons: Counter[str] = Counter()
         self._metadata = entries.get(METADATA_JOB)
-        for job, state in self._states.items():
+        for job, state in self.states.items():
             entry = entries.get(job)
             if entry is None or not entry.is_whole(self.path):
                 reasons["{} of {} shards are gone, cut off, or not in the journal"] += 1
@@ -215,7 +217,7 @@ class StoreRun:
     def record(self, job: str, files: Mapping[str, tuple[int, int]], **more: Any) -> None:
         """Note a finished job, whose files are on disk; on return it survives a kill. `more`: see `Entry`."""
         reach("shard")
-        self.done[job] = entry = Entry(job, self._states[job], files, **more)
+        self.done[job] = entry = Entry(job, self.states[job], files, **more)
         self._journal.append(entry.to_json())
         self.report_progress()
 
@@ -232,7 +234,7 @@ class StoreRun:
         to_disk(path for path in self.path.rglob("*") if path.is_file())
         reach("tables")
         self._check_same()
-        self._metadata = Entry(METADATA_JOB, self._plan, self._other_files())
+        self._metadata = Entry(METADATA_JOB, self.plan, self._other_files())
         self._journal.append(self._metadata.to_json())
         set_status(self.path, "complete", self._kind.key, contents_digest(self._final_records()))
         reach("complete")
@@ -242,7 +244,7 @@ class StoreRun:
         """See that nobody has put another store, or files of another one, in the place of this one meanwhile."""
         attributes = root_attributes(self.path, self._kind.key) or {}
         strange = [job for job, entry in self.done.items() if not entry.is_whole(self.path)]
-        if attributes.get("plan") != self._plan or strange:
+        if attributes.get("plan") != self.plan or strange:
             raise CubeError(
                 f"{self.path}: another process has written to this {self._kind.noun} at the same time, it is not "
                 "complete. See that only one does, and run the same command again."

@@ -1,29 +1,36 @@
 """The tables beside the images: CSV splits, and the GeoPackages with dates and official splits.
 
 A GeoPackage is an SQLite file. It is opened with Python's own sqlite3, read-only and with an untrusted schema: no GDAL
-driver guessing, no journal files, nothing in it is run.
+driver guessing, nothing in it is run. While nobody writes it, it is opened without locks, which leaves no files beside
+it and works in folders that are read-only; whether somebody does is looked at before and after.
 """
 
 from __future__ import annotations
 
 import csv
-import json
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flairhub.errors import DataError
-from flairhub.ingest.archives import read_member, split_member
-from flairhub.timeseries import parse_dates_json
+from flairhub.ingest.archives import MemberPath, file_exists, file_state, read_member, split_member
+from flairhub.written_dates import encoding_problem, parse_dates_json, plain_dates_json
 
 _SQLITE_MAGIC = b"SQLite format 3\x00"
 _LONGEST_CELL = 4 * 2**20
+_VERSIONS = slice(18, 20)
+"""Bytes of the header that say how the file is written and read: 1 = journal, 2 = write-ahead log."""
+
+_WAIT_S = 5.0
+"""How long to wait for who is writing."""
 
 
 @dataclass(frozen=True)
@@ -62,18 +69,24 @@ def read_csv(path: Path, required: Sequence[str]) -> CsvTable:
             for cells in lines:
                 if not any(cells):
                     continue
+                # Spreadsheets end lines with commas.
+                while len(cells) > len(columns) and not cells[-1].strip():
+                    del cells[-1]
                 if len(cells) != len(columns):
                     raise DataError(f"{path}, line {lines.line_num}: {len(cells)} cells, expected {len(columns)}.")
                 rows.append((lines.line_num, dict(zip(columns, (cell.strip() for cell in cells), strict=True))))
     except FileNotFoundError:
         raise DataError(f"{path}: no such CSV file.") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: cannot be read as CSV: {encoding_problem(path.read_bytes())}.") from None
+    except (OSError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as CSV (UTF-8): {error}.") from error
     return CsvTable(path, tuple(columns), tuple(rows))
 
 
 def _check_columns(path: Path, columns: list[str], required: Sequence[str]) -> None:
-    doubled = sorted({name for name in columns if columns.count(name) > 1})
+    # Nobody asks for a column without a name: it may be one that a program left behind.
+    doubled = sorted({name for name in columns if name and columns.count(name) > 1})
     if doubled:
         raise DataError(f"{path}: column {', '.join(doubled)} appears more than once.")
     missing = [name for name in required if name not in columns]
@@ -119,30 +132,8 @@ def read_dates(path: Path, patch_ids: Sequence[str]) -> dict[str, NDArray[np.dat
     return dates_of
 
 
-@lru_cache(maxsize=4096)
-def _plain_dates(text: str) -> NDArray[np.datetime64] | None:
-    """Return what `parse_dates_json` returns, many times faster, or None when it must look for what is wrong.
-
-    Patches of one ROI often share their dates: the last texts are remembered.
-    """
-    try:
-        entries = json.loads(text)
-        written = [entries[str(position)] for position in range(1, len(entries) + 1)]
-        joined = "".join(written)
-        lengths = {len(day) for day in written}
-    except (TypeError, ValueError, KeyError):
-        return None
-    if not joined.isascii() or not joined.isdigit() or lengths != {8}:
-        return None
-    digits = np.frombuffer(joined.encode(), dtype=np.uint8).reshape(-1, 8).astype(np.int64) - ord("0")
-    number = digits @ 10 ** np.arange(7, -1, -1)
-    year, month, day = number // 10_000, number // 100 % 100, number % 100
-    months = ((year - 1970) * 12 + month - 1).astype("datetime64[M]")
-    days: NDArray[np.datetime64] = months.astype("datetime64[D]") + (day - 1).astype("timedelta64[D]")
-    if (year < 1).any() or (month < 1).any() or (month > 12).any() or (days.astype("datetime64[M]") != months).any():
-        return None
-    days.flags.writeable = False
-    return days
+# Patches of one ROI often share their dates: the last texts are remembered.
+_plain_dates = lru_cache(maxsize=4096)(plain_dates_json)
 
 
 def read_splits(path: Path) -> dict[str, str]:
@@ -180,7 +171,8 @@ def read_geopackage(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, .
         try:
             yield from connection.execute(f"SELECT {chosen} FROM {_quoted(_layer(connection))}")
         except sqlite3.Error as error:
-            raise DataError(f"{path}: damaged GeoPackage: {error}.") from error
+            kind = "text that is not UTF-8" if "decode" in str(error) else "damaged GeoPackage"
+            raise DataError(f"{path}: {kind}: {error}.") from error
 
 
 def _columns(path: Path) -> list[str]:
@@ -206,29 +198,84 @@ class _connect:
 
     def __init__(self, path: Path):
         self._path = path
+        self._before: Any = None
 
     def __enter__(self) -> sqlite3.Connection:
         path = self._path
         member = split_member(str(path))
-        content = None if member is None else read_member(member)
-        try:
-            magic = _head(path) if content is None else content[: len(_SQLITE_MAGIC)]
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
-        if magic != _SQLITE_MAGIC:
-            raise DataError(f"{path}: not a GeoPackage (it does not start as an SQLite file).")
-        if content is None:
-            uri = f"file:{quote(str(path.resolve()))}?mode=ro&immutable=1"
-            self._connection = sqlite3.connect(uri, uri=True)
+        if member is not None:
+            self._connection = _from_archive(path, member)
         else:
-            self._connection = sqlite3.connect(":memory:")
-            self._connection.deserialize(content)
+            try:
+                self._before = _states(path)
+                magic = _head(path)
+            except OSError as error:
+                raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
+            _check_magic(path, magic)
+            self._connection = self._open()
         self._connection.execute("PRAGMA trusted_schema=OFF")
         self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_CELL)
         return self._connection
 
-    def __exit__(self, *_: object) -> None:
+    def _open(self) -> sqlite3.Connection:
+        """Open a file: without locks while nobody writes it, otherwise as SQLite shares it with who does."""
+        path = self._path.resolve()
+        beside = [name for name, state in self._before.items() if name != str(path) and state and state[0]]
+        if not beside:
+            return sqlite3.connect(f"file:{quote(str(path))}?mode=ro&immutable=1", uri=True)
+        self._before = None
+        connection = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=_WAIT_S)
+        try:
+            # One transaction: what is committed now, whatever is written meanwhile.
+            connection.isolation_level = None
+            connection.execute("BEGIN")
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        except sqlite3.Error as error:
+            connection.close()
+            names = " and ".join(map(os.path.basename, beside))
+            raise DataError(
+                f"{self._path}: {names} beside it holds changes that are not in the file yet, and they cannot be read "
+                f"({error}). Close the layer in QGIS, or whatever has it open."
+            ) from error
+        return connection
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._connection.close()
+        # An iterator that nobody reads to its end has not given the whole either.
+        if self._before is not None and kind is not GeneratorExit and _states(self._path) != self._before:
+            raise DataError(f"{self._path}: it changed while it was read. Run again when nobody writes it.")
+
+
+def _states(path: Path) -> dict[str, Any]:
+    """Size and time of change of a GeoPackage and of what SQLite keeps beside one that is being written."""
+    path = path.resolve()
+    return {str(path): file_state(str(path))} | {
+        f"{path}{suffix}": None if (state := file_state(f"{path}{suffix}")) == "absent" else state
+        for suffix in ("-wal", "-journal")
+    }
+
+
+def _from_archive(path: Path, member: MemberPath) -> sqlite3.Connection:
+    """Open a GeoPackage in a zip archive from memory."""
+    for suffix in ("-wal", "-journal"):
+        beside = MemberPath(member.archive, member.member + suffix)
+        if file_exists(f"{beside.archive}/{beside.member}") and read_member(beside):
+            raise DataError(
+                f"{path}: {os.path.basename(beside.member)} beside it holds changes that are not in the file yet. "
+                "Close the layer in QGIS, and pack it again."
+            )
+    content = bytearray(read_member(member))
+    _check_magic(path, bytes(content[: len(_SQLITE_MAGIC)]))
+    # SQLite opens no file in memory that says that it has a write-ahead log.
+    content[_VERSIONS] = bytes(1 if version == 2 else version for version in content[_VERSIONS])
+    connection = sqlite3.connect(":memory:")
+    connection.deserialize(bytes(content))
+    return connection
+
+
+def _check_magic(path: Path, magic: bytes) -> None:
+    if magic != _SQLITE_MAGIC:
+        raise DataError(f"{path}: not a GeoPackage (it does not start as an SQLite file).")
 
 
 def _head(path: Path) -> bytes:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from flairhub.errors import UsageError, ZoneError
 from flairhub.modalities import INPUTS, MODALITIES, Modality, modality
-from flairhub.timeseries import parse_date
 from flairhub.validity import Nodata
+from flairhub.written_dates import parse_date
 from flairhub.zones.arrays import ArrayRaster, Member, is_in_memory, one_chunk_deep
 from flairhub.zones.dates import read_dates
 from flairhub.zones.files import open_file

@@ -19,7 +19,7 @@ from flairhub.demo.writing import MARKER
 from flairhub.errors import OutputExistsError, UsageError
 from flairhub.modalities import MODALITIES, Kind
 from flairhub.tasks import level_sizes
-from flairhub.timeseries import parse_dates_json
+from flairhub.written_dates import parse_dates_json
 
 RATIOS = {"AERIAL-RLT_PAN": 2, "SPOT_RGBI": 2} | dict.fromkeys(
     ("SENTINEL2_TS", "SENTINEL2_MSK-SC", "SENTINEL1-ASC_TS", "SENTINEL1-DESC_TS"), 8

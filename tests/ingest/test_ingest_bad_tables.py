@@ -18,6 +18,7 @@ from flairhub.config import load_train_config
 from flairhub.errors import DataError
 from tests.helpers.breaking import NAMES, set_dates
 from tests.helpers.commands import failure
+from tests.helpers.comparisons import same_tree
 from tests.helpers.makers import PatchFiles, write_train_config
 
 
@@ -76,6 +77,22 @@ BAD_CSVS: dict[str, tuple[Callable[[PatchFiles], None], str]] = {
         lambda files: edit_csv(files, LAST, "../../etc/a.tif"),
         r"'\.\./\.\./etc/a\.tif' leads to \S+, outside \S+files",
     ),
+    "backslashes": (
+        lambda files: edit_csv(files, LAST, LAST.replace("/", "\\")),
+        r"train\.csv, line 3, column DEM_ELEV: 'D012-2019_DEM_ELEV.*' is a path of Windows. Write paths below",
+    ),
+    "drive": (
+        lambda files: edit_csv(files, LAST, f"D:/{LAST}"),
+        r"train\.csv, line 3, column DEM_ELEV: 'D:/D012.*' is a path of Windows",
+    ),
+    "latin-1": (
+        lambda files: files.csvs["train"].write_bytes(files.csvs["train"].read_bytes() + b"\xe9\n"),
+        r"train\.csv: cannot be read as CSV: line 4 is not UTF-8 \(byte 0xe9\), perhaps Latin-1; save it as UTF-8",
+    ),
+    "utf-16": (
+        lambda files: files.csvs["train"].write_text(files.csvs["train"].read_text(), encoding="utf-16"),
+        r"train\.csv: cannot be read as CSV: is UTF-16 text",
+    ),
     "cells": (lambda files: edit_csv(files, f",{LAST}", ""), r"train\.csv, line 3: 4 cells, expected 5"),
     "binary": (lambda files: files.csvs["train"].write_bytes(b"\xff\xfe\x00"), r"train\.csv: cannot be read as CSV"),
     "gone": (lambda files: files.csvs["test"].unlink(), r"test\.csv"),
@@ -123,6 +140,19 @@ def test_the_data_root_widens_and_narrows_where_paths_may_lead(files: PatchFiles
         fh.ingest(load_train_config(narrower), cube=tmp_path / "d.zarr")
 
 
+def test_csvs_of_spreadsheets_and_pandas(files: PatchFiles, tmp_path: Path) -> None:
+    """Commas at line ends, an index without a name, quotes, blank lines, a byte order mark, Windows' line ends."""
+    plain = load_train_config(write_train_config(tmp_path / "config", files))
+    fh.ingest(plain, cube=tmp_path / "plain.zarr")
+    for path in files.csvs.values():
+        header, *lines = path.read_text().splitlines()
+        quoted = [",".join(f'"{cell}"' for cell in line.split(",")) for line in lines]
+        rows = [f",{header},,", *(f"{number},{line},,,," for number, line in enumerate(quoted)), ",,,", ""]
+        path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(rows).encode())
+    fh.ingest(plain, cube=tmp_path / "c.zarr")
+    assert same_tree(tmp_path / "plain.zarr", tmp_path / "c.zarr")
+
+
 def rename_dates(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute(f'ALTER TABLE "{path.stem}" RENAME COLUMN acquisition_dates TO dates')
@@ -140,6 +170,14 @@ def add_entry(patch_id: str) -> Callable[[Path], None]:
     return change
 
 
+def edit_cell(path: Path, value: str) -> None:
+    """Set the dates of a patch to the value of an SQL expression."""
+    with closing(sqlite3.connect(path)) as connection, connection:
+        for (trigger,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            connection.execute(f'DROP TRIGGER "{trigger}"')
+        connection.execute(f'UPDATE "{path.stem}" SET acquisition_dates = {value} WHERE patch_id = ?', (TWICE,))
+
+
 TWICE = "D012-2019_AF-S1-27_3-9"
 BAD_METADATA: dict[str, tuple[Callable[[Path], object], str]] = {
     "no column": (rename_dates, "column acquisition_dates is missing. Found fid, geom, patch_id, dates"),
@@ -151,6 +189,15 @@ BAD_METADATA: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "gone": (lambda path: path.unlink(), "cannot be read: No such file"),
     "no folder": (lambda path: shutil.rmtree(path.parent), "time series need the folder of the date GeoPackages"),
+    "not utf-8": (
+        lambda path: edit_cell(path, "CAST(X'7BE97D' AS TEXT)"),
+        "text that is not UTF-8: Could not decode to UTF-8 column 'acquisition_dates'",
+    ),
+    "nested": (lambda path: edit_cell(path, f"'{'[' * 100_000}'"), "acquisition_dates is not a JSON object"),
+    "twice a position": (
+        lambda path: edit_cell(path, """'{"1": "20200101", "1": "20200102"}'"""),
+        f"patch {TWICE}: position 1 is given more than once",
+    ),
     "two entries": (add_entry(TWICE), f"patch {TWICE} has several entries with different dates"),
 }
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from flairhub.errors import DataError
 from flairhub.ingest.tables import _plain_dates
-from flairhub.timeseries import parse_dates_json
+from flairhub.written_dates import parse_dates_json
 
 DAYS = st.dates(date(1, 1, 1), date(9999, 12, 31)).map(lambda day: f"{day:%Y%m%d}".rjust(8, "0"))
 ODD = st.sampled_from(

@@ -132,8 +132,50 @@ def test_date_files(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "20210105\r\n20210310\r\n20211231\r\n",
+        "\ufeff20210105\n\n20210310,\n20211231,\n\n",
+        '"20210105"\n"20210310"\n"20211231"\n',
+        "'2021-01-05', '2021-03-10', '2021-12-31'",
+        '["2021-01-05T10:50:31Z", "2021-03-10T10:50:31.024000Z", "2021-12-31T10:50:31+00:00"]',
+        "date\n2021-01-05\n2021-03-10\n2021-12-31\n",
+        "acquisition date\n2021-01-05 10:50:31\n2021-03-10 10:50:31.5\n2021-12-31 10:50:31\n",
+        ",0\n0,2021-01-05\n1,2021-03-10\n2,2021-12-31\n",
+        ",date\n0,2021-01-05 10:50:31+00:00\n1,2021-03-10 10:50:31+00:00\n2,2021-12-31 10:50:31+00:00\n",
+        "fid,date\n1,2021/01/05\n2,2021/03/10\n3,2021/12/31\n",
+        '"fid","date"\n1,"2021/01/05 10:50:31+00"\n2,"2021/03/10 10:50:31+00"\n3,"2021/12/31 10:50:31+00"\n',
+        '# made\n{"1": "2021-01-05", "3": 20211231, "2": "2021/03/10"}'.replace("# made\n", ""),
+        "1: 20210105\n2: 20210310\n3: 20211231\n",
+        "20210105T105031 20210310T105031 20211231T105031",
+    ],
+)
+def test_date_files_of_other_programs(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "dates.txt"
+    path.write_bytes(text.encode())
+    assert [str(day) for day in read_dates(path, "key")] == ["2021-01-05", "2021-03-10", "2021-12-31"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "latin-1"])
+def test_date_files_in_another_encoding_are_named(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "dates.txt"
+    path.write_bytes("# modifié\n20210105\n".encode(encoding))
+    with pytest.raises(ZoneError, match=r"key: cannot read the dates in .*dates.txt: .*save it as UTF-8"):
+        read_dates(path, "key")
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("NaT\n20210105\n", r"dates.txt, line 1: date 'NaT' is not"),
+        ("Jan 5 2018\n20210105\n", r"dates.txt, line 1: date 'Jan' is not"),
+        ("date\ndate\n20210105\n", r"dates.txt, line 2: date 'date' is not"),
+        ("05/01/2021\n20210105\n", r"dates.txt, line 1: date '05/01/2021' is not"),
+        ("0,20210105\n2,20210106\n", r"dates.txt, line 2: date '2' is not"),
+        ("date,cloud\n20210105,12\n", r"dates.txt, line 2: date '12' is not"),
+        ('{"1": "20210105", "1": "20210106"}', r"dates.txt: position 1 is given more than once"),
+        ("[" * 50_000, r"dates.txt, line 1: date"),
+        ('{"1":' * 50_000, r"not a JSON object"),
         ("20210105\n2021310\n", r"dates.txt, line 2: date '2021310' is not YYYYMMDD"),
         ("20210105\n\n20210230\n", r"dates.txt, line 3: date '20210230' is not YYYYMMDD"),
         ("20210105\n7 20210310\n", r"dates.txt, line 2: date '7' is not"),
