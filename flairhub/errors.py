@@ -63,5 +63,9 @@ class JobError(FlairhubError):
     """A job killed its workers again and again, or nobody is left to do it."""
 
 
+class OutputError(FlairhubError):
+    """The system refuses to write: a full disk, a missing right, a name that cannot be."""
+
+
 class LockError(FlairhubError):
     """Another process is writing the same thing, or the file system cannot say whether one is."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from math import lcm
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flairhub.errors import DataError
+from flairhub.tiff import Read, has_no_place
 
 if TYPE_CHECKING:
     from rasterio.transform import Affine
@@ -106,20 +109,28 @@ class GeoBox:
         )
 
 
-def geobox_of(dataset: Any, where: str) -> GeoBox:
+def geobox_of(dataset: Any, where: str, read: Read | None = None) -> GeoBox:
     """Return the grid of an open rasterio dataset.
+
+    Terms of rotation that move no pixel of the raster by more than the alignment tolerance are rounding.
 
     Args:
         dataset: Open `rasterio.DatasetReader`.
         where: File name for messages.
+        read: Gives bytes of the file where it has no name in the file system.
 
     Raises:
         DataError: The raster has no georeferencing, is rotated, or is not north-up.
     """
     a, b, c, d, e, f = tuple(dataset.transform)[:6]
     if (a, b, c, d, e, f) == (1.0, 0.0, 0.0, 0.0, 1.0, 0.0):
-        raise DataError(f"{where}: no georeferencing found. Expected a transform and a CRS in the file.")
-    if b or d:
+        raise DataError(f"{where}: no georeferencing found. {_without_transform(dataset)}")
+    if (c, f) == (0.0, 0.0) and dataset.driver == "GTiff" and _has_no_place(dataset.name, read):
+        raise DataError(
+            f"{where}: has a pixel size, but no tie point that says where its pixels lie. Give its corners, e.g. "
+            f"gdal_edit.py -a_ullr LEFT TOP RIGHT BOTTOM FILE."
+        )
+    if is_rotated(a, b, d, e, dataset.height, dataset.width):
         raise DataError(f"{where}: the raster is rotated (transform {(a, b, c, d, e, f)}). Expected north-up.")
     if a <= 0 or e >= 0:
         raise DataError(
@@ -129,8 +140,46 @@ def geobox_of(dataset: Any, where: str) -> GeoBox:
     return GeoBox(wkt, c, f, a, -e, dataset.height, dataset.width)
 
 
+def is_rotated(a: float, b: float, d: float, e: float, height: int, width: int) -> bool:
+    """True when the terms of rotation move a corner of the raster by more than the alignment tolerance.
+
+    Args:
+        a: x per column.
+        b: x per row.
+        d: y per column.
+        e: y per row.
+        height: Rows.
+        width: Columns.
+    """
+    drift = max(abs(b) * height, abs(d) * width)
+    return not drift <= ALIGNMENT_TOLERANCE_PX * min(abs(a), abs(e))
+
+
+def _without_transform(dataset: Any) -> str:
+    points, _ = dataset.gcps
+    if points:
+        return (
+            f"It has {len(points)} ground control points instead of a transform: warp it to a grid first, e.g. "
+            f"gdalwarp -t_srs EPSG:2154 IN OUT."
+        )
+    return "Expected a transform and a CRS in the file."
+
+
+def _has_no_place(name: str, read: Read | None) -> bool:
+    if read is not None:
+        return has_no_place(read)
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return has_no_place(lambda length, offset: os.pread(descriptor, length, offset))
+    finally:
+        os.close(descriptor)
+
+
 def same_crs(first_wkt: str, second_wkt: str) -> bool:
-    """True when two CRS mean the same, however they are written."""
+    """True when the horizontal parts of two CRS mean the same, however they are written."""
     if first_wkt == second_wkt:
         return True
     if not first_wkt or not second_wkt:
@@ -141,7 +190,48 @@ def same_crs(first_wkt: str, second_wkt: str) -> bool:
     if first == second:
         return True
     codes = first.to_epsg(confidence_threshold=70), second.to_epsg(confidence_threshold=70)
-    return codes[0] is not None and codes[0] == codes[1]
+    if codes[0] is not None and codes[0] == codes[1]:
+        return True
+    flat = horizontal_wkt(first_wkt), horizontal_wkt(second_wkt)
+    return flat != (first_wkt, second_wkt) and same_crs(*flat)
+
+
+def alignment_tolerance(box: GeoBox) -> float:
+    """How far bounds may be off those of a grid, in its units: however far from the origin in float64."""
+    return ALIGNMENT_TOLERANCE_PX * box.x_res + 4 * float(np.spacing(max(abs(bound) for bound in box.bounds)))
+
+
+def same_grid(one: GeoBox, other: GeoBox) -> bool:
+    """True when two grids have as many pixels, at the same places up to the tolerance."""
+    if (one.height, one.width) != (other.height, other.width) or not same_crs(one.crs_wkt, other.crs_wkt):
+        return False
+    tolerance = alignment_tolerance(other)
+    return all(abs(a - b) <= tolerance for a, b in zip(one.bounds, other.bounds, strict=True))
+
+
+@lru_cache(maxsize=256)
+def horizontal_wkt(wkt: str) -> str:
+    """Return the CRS without a vertical part: of a compound CRS its first, of a three-dimensional one its plane."""
+    import pyproj
+
+    crs = pyproj.CRS.from_wkt(wkt)
+    flat = crs.sub_crs_list[0] if crs.is_compound else crs
+    flat = flat.to_2d() if len(flat.axis_info) > 2 else flat
+    return wkt if flat is crs else str(flat.to_wkt())
+
+
+@lru_cache(maxsize=256)
+def metres_per_unit(wkt: str) -> float | None:
+    """Return the length of a CRS's unit; None for degrees, and where the unit is unknown."""
+    from rasterio.crs import CRS
+    from rasterio.errors import CRSError
+
+    try:
+        crs = CRS.from_wkt(wkt)
+        factor = float(crs.linear_units_factor[1])
+    except CRSError:
+        return None
+    return None if crs.is_geographic or not factor > 0 else factor
 
 
 def crs_name(wkt: str) -> str:

@@ -19,6 +19,7 @@ FLOORS = {
     "version": 0,
     "jobs": 0,
     "not_finite": 0,
+    "tiff": 0,
     "modalities": 1,
     "tasks": 1,
     "baselines": 2,

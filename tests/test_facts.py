@@ -76,6 +76,8 @@ def test_exit_codes() -> None:
 class FakeDataset:
     def __init__(self, transform: tuple[float, ...], crs: object = None):
         self.transform, self.crs, self.height, self.width = transform, crs, 10, 20
+        self.driver, self.gcps = "GTiff", ([], None)
+        self.name = "no file"
 
 
 def test_geobox_edges_and_windows() -> None:
@@ -97,6 +99,37 @@ def test_geobox_edges_and_windows() -> None:
 def test_odd_rasters_are_refused(transform: tuple[float, ...], message: str) -> None:
     with pytest.raises(DataError, match=f"a.tif.*{message}"):
         geobox_of(FakeDataset(transform), "a.tif")
+
+
+@pytest.mark.parametrize(
+    ("b", "d", "accepted"), [(1e-12, -1e-12, True), (0.0005 - 1e-9, 0, True), (0.0006, 0, False), (0, 0.0003, False)]
+)
+def test_terms_of_rotation_are_measured_over_the_raster(b: float, d: float, accepted: bool) -> None:
+    """10 rows and 20 columns of 0.5: the tolerance of 0.01 px is 0.005."""
+    dataset = FakeDataset((0.5, b, 100.0, d, -0.5, 50.0))
+    if accepted:
+        assert geobox_of(dataset, "a.tif").bounds == (100.0, 45.0, 110.0, 50.0)
+    else:
+        with pytest.raises(DataError, match=r"a.tif: the raster is rotated"):
+            geobox_of(dataset, "a.tif")
+
+
+def test_control_points_name_the_way_out() -> None:
+    dataset = FakeDataset((1.0, 0.0, 0.0, 0.0, 1.0, 0.0))
+    dataset.gcps = ([1, 2, 3], None)
+    with pytest.raises(DataError, match=r"3 ground control points instead of a transform: .* gdalwarp -t_srs"):
+        geobox_of(dataset, "a.tif")
+
+
+def test_a_height_beside_the_plane_is_no_other_crs() -> None:
+    import pyproj
+
+    lambert, utm = (pyproj.CRS.from_epsg(code).to_wkt() for code in (2154, 32631))
+    compound = pyproj.CRS.from_user_input("EPSG:2154+5720").to_wkt()
+    assert same_crs(lambert, compound)
+    assert same_crs(compound, pyproj.CRS.from_epsg(5698).to_wkt())
+    assert not same_crs(compound, utm)
+    assert same_crs(pyproj.CRS.from_epsg(4979).to_wkt(), pyproj.CRS.from_epsg(4326).to_wkt())
 
 
 def test_crs_are_compared_by_meaning() -> None:

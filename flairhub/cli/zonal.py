@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     help="threads (default), processes (local dask workers), or a dask scheduler such as tcp://host:8786.",
 )
 @click.option("--no-lock", is_flag=True, help="For file systems without locks: only a plain lock file.")
+@click.option("--no-check", is_flag=True, help="Go on although sampled pixels are not what the model reads.")
 def command(
     config_paths: tuple[Path, ...],
     overrides: tuple[str, ...],
@@ -34,6 +35,7 @@ def command(
     workers: int | None,
     scheduler: str | None,
     no_lock: bool,
+    no_check: bool,
 ) -> None:
     """Map a zone: whole rasters in, one GeoTIFF or COG per task out.
 
@@ -49,7 +51,7 @@ def command(
       flairhub zonal --config zonal.yaml --scheduler processes --workers 4
       flairhub zonal --config zonal.yaml --scheduler tcp://10.0.0.1:8786
     """
-    from flairhub.cli.console import progress_bar
+    from flairhub.cli.console import console, progress_bar
     from flairhub.config import load_zonal_config
     from flairhub.inference import run_zonal
 
@@ -62,8 +64,13 @@ def command(
             workers=workers,
             scheduler=scheduler,
             lock=not no_lock,
+            check=not no_check,
             progress=progress,
         )
+    if result.already_complete:
+        for file in result.maps:
+            console.print(f"{file.path}: complete already, nothing to do.", soft_wrap=True, highlight=False)
+        return
     pictures = _draw(result) if config.write_quicklook and config.output_type == "argmax" else []
     _show(result, pictures)
 
@@ -107,6 +114,13 @@ def _show(result: ZonalResult, pictures: list[Path]) -> None:
         + f", {result.recompute_factor:.2f} pixels computed per pixel, no data {result.nodata_share:.1%}, "
         f"{result.seconds:.1f} s"
     )
+    for task, count in result.not_finite.items():
+        if count:
+            console.print(
+                f"{task}: {count} pixels with data have no class: the network gave no finite numbers for them.",
+                soft_wrap=True,
+                markup=False,
+            )
     paths = [file.path for file in result.maps] + ([result.tiles] if result.tiles else []) + [*result.extras, *pictures]
     for path in paths:
         console.print(str(path), soft_wrap=True, highlight=False)

@@ -20,6 +20,7 @@ from flairhub.inference.model_ref import LoadedNetwork, ModelRef, load
 from flairhub.inference.resample import Taps, resample, taps
 from flairhub.inference.windows import AxisWindows, touching, weights_of
 from flairhub.jobs import Stopped
+from flairhub.not_finite import finite_pixels
 from flairhub.tasks import IGNORE_INDEX
 
 OUTPUTS: tuple[Output, ...] = ("class", "confidence", "probabilities", "scaled")
@@ -32,6 +33,22 @@ DTYPES: dict[Output, str] = {"class": "uint8", "confidence": "float32", "probabi
 _FLIPS = (0, FLIP_Y, FLIP_X, FLIP_Y | FLIP_X)
 
 
+@dataclass(frozen=True)
+class Region:
+    """A region of a map.
+
+    Attributes:
+        values: By task and output: (y, x) for class and confidence, (class, y, x) for probabilities and scaled, with
+            their nodata values where the region has none.
+        n_valid: Pixels with data.
+        not_finite: By task, how many of them have no value because the network gave no finite logits.
+    """
+
+    values: dict[tuple[str, Output], NDArray[Any]]
+    n_valid: int
+    not_finite: dict[str, int]
+
+
 def predict_region(
     plan: MapPlan,
     model: ModelRef,
@@ -39,7 +56,7 @@ def predict_region(
     cols: tuple[int, int],
     outputs: Sequence[Output],
     stop: threading.Event | None = None,
-) -> dict[tuple[str, Output], NDArray[Any]]:
+) -> Region:
     """Predict a region of a map: its pixels do not depend on where it begins and ends.
 
     Args:
@@ -49,10 +66,6 @@ def predict_region(
         cols: Likewise for columns.
         outputs: What to return.
         stop: When it is set, the region ends after the windows that are being computed.
-
-    Returns:
-        By task and output: (y, x) for class and confidence, (class, y, x) for probabilities and scaled, with their
-        nodata values where the region has none.
 
     Raises:
         Stopped: `stop` was set.
@@ -66,9 +79,12 @@ def predict_region(
             plan, model, (down.first, down.last), (across.first, across.last), ["probabilities"], stop
         )
         values, valid = _resampled(fine, fine_valid, down, across, outputs)
-    for (_, output), array in values.items():
+    not_finite: dict[str, int] = {}
+    for (task, output), array in values.items():
+        if task not in not_finite:
+            not_finite[task] = int((without_numbers(array, output) & valid).sum())
         array[..., ~valid] = NODATA[output]
-    return values
+    return Region(values, int(valid.sum()), not_finite)
 
 
 def _predict_fine(
@@ -250,6 +266,11 @@ def _resampled(
     valid = np.zeros((len(rows.index), len(cols.index)), dtype=bool)
     for (task, _), probabilities in fine.items():
         means, valid = resample(probabilities, fine_valid, rows, cols)
+        finite = np.isfinite(probabilities[0])
+        if not finite.all():
+            # What has no numbers counts as little as what has no data, but a pixel that lacks them is counted.
+            means, known = resample(probabilities, fine_valid & finite, rows, cols)
+            means[:, ~known] = np.nan
         for output in outputs:
             values[task, output] = read_probabilities(means, output)
     return values, valid
@@ -276,7 +297,8 @@ def window_outputs(
         crop: Rows and columns of a window to read out.
 
     Returns:
-        By task and output: (window, y, x) or (window, class, y, x).
+        By task and output: (window, y, x) or (window, class, y, x); where a logit is not finite class is 255,
+        confidence and probabilities are NaN, scaled is 0 for all classes.
 
     Raises:
         ZoneError: The network does not give a task or its number of classes.
@@ -294,7 +316,7 @@ def window_outputs(
             logits = _logits(network, _flipped(batch, code), size, tasks, style)
             turned = _cropped({task: undo_dihedral(values, code) for task, values in logits.items()}, crop)
             for task, values in turned.items():
-                part = values.softmax(dim=1)
+                part = _probabilities(values)
                 sums[task] = sums[task] + part if task in sums else part
         return {
             (task, output): from_probabilities(values / len(_FLIPS), output, dim=1).cpu().numpy()
@@ -304,12 +326,19 @@ def window_outputs(
 
 
 def from_probabilities(probabilities: torch.Tensor, output: Output, dim: int) -> torch.Tensor:
-    """Read class, confidence or scaled values from probabilities; `dim` holds the classes."""
+    """Read class, confidence or scaled values from probabilities, NaN where there are none; `dim` holds the classes."""
     if output == "class":
-        return probabilities.argmax(dim=dim).to(torch.uint8)
+        return _classes(probabilities, dim)
     if output == "confidence":
         return probabilities.amax(dim=dim)
-    return probabilities if output == "probabilities" else (probabilities * 255).round().to(torch.uint8)
+    if output == "probabilities":
+        return torch.where(finite_pixels(probabilities, dim).unsqueeze(dim), probabilities, torch.nan)
+    return (probabilities.nan_to_num(0.0) * 255).round().to(torch.uint8)
+
+
+def _classes(scores: torch.Tensor, dim: int) -> torch.Tensor:
+    """The class of the largest score, 255 where a score is not finite."""
+    return torch.where(finite_pixels(scores, dim), scores.argmax(dim=dim).to(torch.uint8), IGNORE_INDEX)
 
 
 def _logits(
@@ -336,9 +365,13 @@ def _cropped(logits: dict[str, torch.Tensor], crop: tuple[slice, slice]) -> dict
 
 
 def _read_out(logits: torch.Tensor, output: Output) -> torch.Tensor:
-    if output == "class":
-        return logits.argmax(dim=1).to(torch.uint8)
-    return from_probabilities(logits.softmax(dim=1), output, dim=1)
+    return _classes(logits, 1) if output == "class" else from_probabilities(_probabilities(logits), output, dim=1)
+
+
+def _probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """Softmax over the classes; NaN for all of them where a logit is not finite."""
+    # The sum of minus infinity and numbers has a softmax, but no meaning.
+    return torch.where(finite_pixels(logits, 1).unsqueeze(1), logits, torch.nan).softmax(dim=1)
 
 
 def _flipped(batch: PreparedBatch, code: int) -> PreparedBatch:
@@ -349,3 +382,13 @@ def _flipped(batch: PreparedBatch, code: int) -> PreparedBatch:
 def read_probabilities(probabilities: NDArray[np.float32], output: Output) -> NDArray[Any]:
     """The same for numpy, classes first: (class, y, x)."""
     return from_probabilities(torch.from_numpy(probabilities), output, dim=0).numpy()
+
+
+def without_numbers(values: NDArray[Any], output: Output) -> NDArray[np.bool_]:
+    """Return (y, x) where what was read out says that the logits are not finite."""
+    if output == "class":
+        return np.asarray(values == IGNORE_INDEX)
+    if output == "confidence":
+        return np.isnan(values)
+    # A pixel with probabilities has one that is not 0 on the scale to 255.
+    return np.asarray(np.isnan(values[0]) if output == "probabilities" else ~values.any(axis=0))

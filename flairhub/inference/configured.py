@@ -17,12 +17,15 @@ from flairhub.config import (
     with_bundle,
 )
 from flairhub.errors import ConfigError, UsageError, WeightsError, ZoneError
-from flairhub.inference.map_plan import Style, map_sizes, output_geobox, plan_axes
+from flairhub.inference.map_plan import Style, fitted, map_sizes, output_geobox, output_ratio_of, plan_axes
 from flairhub.inference.model_ref import ModelRef, bundle_ref, choose_device, published_ref
 from flairhub.inference.outputs import map_name
-from flairhub.inference.resample import output_ratio
-from flairhub.inference.run import ZonalResult, check_absent, write_zone
+from flairhub.inference.run import ZonalResult, write_zone
+from flairhub.inference.run_identity import check_absent, is_of_config
 from flairhub.inference.sidecars import Extras
+from flairhub.inference.values import refuse_trouble
+from flairhub.jobs import try_folder
+from flairhub.modalities import LABELS
 from flairhub.progress import Progress
 from flairhub.timeseries import check_channels
 from flairhub.zones import RasterRequest, Zone, build_zone, zone_of_cube
@@ -47,7 +50,7 @@ def open_zone(config: ZonalConfig | Zone | Paths, *, all_masks: bool = False) ->
         zone = _rasters_of(config, all_masks) if config.cube is None else _cube_of(config, all_masks)
         sizes = map_sizes(zone)
         plan_axes(zone, sizes)
-        output_geobox(zone, output_ratio(sizes.output_px_m, zone.geobox.x_res))
+        output_geobox(zone, output_ratio_of(zone, sizes))
     except UsageError as error:
         raise ConfigError("zonal configuration", [str(error)]) from None
     for name, block in config.modalities.blocks():
@@ -134,6 +137,7 @@ def run_zonal(
     workers: int | None = None,
     scheduler: str | None = None,
     lock: bool = True,
+    check: bool = True,
     progress: Progress | None = None,
 ) -> ZonalResult:
     """Map the zone of a configuration: the `flairhub zonal` command.
@@ -145,24 +149,32 @@ def run_zonal(
         workers: Threads that read and prepare beside the network; default `workers`, else `num_worker`, else 2.
         scheduler: None or `threads`, `processes`, or a dask scheduler's address; default the configuration's.
         lock: Use the locks of the file system; False only where it has none.
+        check: Look at a sample of the pixels first, as `flairhub check` does, and refuse what it calls trouble.
         progress: Told about finished blocks and pieces.
 
     Raises:
         ConfigError: The configuration is wrong or contradicts the bundle.
         OutputExistsError: A map exists already, or unfinished work of another run does.
+        OutputError: The system refuses to write to `output_path`; tried before anything is computed.
         WeightsError: The weights are missing, damaged or of another network.
-        ZoneError: The rasters do not fit each other or the model.
+        ZoneError: The rasters do not fit each other or the model, or the network gives no finite numbers for too many
+            pixels.
     """
     config = load_zonal_config(config)
     overwrite = overwrite or config.overwrite
     folder, name = config.output_path, config.output_name
+    try_output(config)
     if not overwrite and not (folder / f".{name}.unfinished").exists():
         # Before any file is opened; the tasks of a bundle are checked again once they are known.
         tasks = [task.name for task in config.active_tasks]
-        check_absent(folder, [map_name(name, task, config.output_type) for task in tasks])
+        # A map of the same configuration may be the one that is asked for.
+        if not is_of_config(folder / f"{name}_config.yaml", resolved_yaml(config)):
+            check_absent(folder, [map_name(name, task, config.output_type) for task in tasks])
     extras_of(config)
     zone = open_zone(config)
     ref = zone_model(config, zone)
+    if check:
+        refuse_trouble(zone, fitted(zone, ref))
     if config.threads is not None:
         import torch
 
@@ -187,6 +199,16 @@ def run_zonal(
         extras=extras_of(config),
         progress=progress,
     )
+
+
+def try_output(config: ZonalConfig) -> None:
+    """See whether maps can be written, before anything is computed.
+
+    Raises:
+        OutputError: The system refuses.
+    """
+    label = max(LABELS, key=len)
+    try_folder(config.output_path, f"{map_name(config.output_name, label, 'confidence')}.aux.xml")
 
 
 def style_of(config: ZonalConfig) -> Style:

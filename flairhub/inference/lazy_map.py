@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from flairhub.class_raster import class_attributes
 from flairhub.errors import UsageError, ZoneError
-from flairhub.inference.block import DTYPES, NODATA, OUTPUTS, predict_region
+from flairhub.inference.block import DTYPES, NODATA, OUTPUTS, Region, predict_region
 from flairhub.inference.block_graph import block_array, zones_in
 from flairhub.inference.map_plan import PLAIN, MapPlan, Output, Sizes, Style, fitted, map_sizes, plan_map
 from flairhub.inference.model_ref import ModelRef, block_model, model_ref
+from flairhub.not_finite import too_many_not_finite
 from flairhub.tasks import IGNORE_INDEX, Task
 from flairhub.zones import Zone, identity, joined
 
@@ -59,9 +60,22 @@ def predict_block(
 
     Raises:
         UsageError: The chunk is no part of a template.
-        ZoneError: It is one of another zone, or zone and model do not fit.
+        ZoneError: It is one of another zone, zone and model do not fit, or the logits of more than the share
+            `flairhub.not_finite.MOST_NOT_FINITE` of the pixels with data are not finite; fewer have no data.
         flairhub.jobs.Stopped: `stop` was set.
     """
+    result, region = computed_block(chunk, zone, model, stop)
+    for task, count in region.not_finite.items():
+        problem = too_many_not_finite(count, region.n_valid, task)
+        if problem is not None:
+            raise ZoneError(problem)
+    return result
+
+
+def computed_block(
+    chunk: xr.Dataset, zone: Zone, model: Model | ModelRef | str | Path, stop: threading.Event | None = None
+) -> tuple[xr.Dataset, Region]:
+    """Return what `predict_block` does, and what was counted: whoever has other blocks, too, judges them together."""
     facts = chunk.attrs if isinstance(chunk, xr.Dataset) else {}
     if not {"window_px", "margin_px", "tasks"} <= set(facts) or not {"x", "y"} <= set(chunk.coords):
         raise UsageError(
@@ -80,10 +94,11 @@ def predict_block(
     rows = _positions(chunk["y"], box.y_max, -box.y_res, box.height)
     cols = _positions(chunk["x"], box.x_min, box.x_res, box.width)
     if not wanted or not rows.size or not cols.size:
-        return chunk
+        return chunk, Region({}, 0, {})
     spans = (int(rows.min()), int(rows.max()) + 1), (int(cols.min()), int(cols.max()) + 1)
-    values = predict_region(plan, ref, *spans, tuple(dict.fromkeys(output for _, output in wanted.values())), stop)
-    return chunk.assign({name: _filled(chunk[name], values[key], rows, cols) for name, key in wanted.items()})
+    region = predict_region(plan, ref, *spans, tuple(dict.fromkeys(output for _, output in wanted.values())), stop)
+    values = {name: _filled(chunk[name], region.values[key], rows, cols) for name, key in wanted.items()}
+    return chunk.assign(values), region
 
 
 def _zone_of(chunk: xr.Dataset, zone: Zone) -> Zone:

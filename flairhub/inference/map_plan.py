@@ -10,7 +10,7 @@ from typing import Literal
 
 from flairhub.data import Preparation
 from flairhub.errors import UsageError, ZoneError
-from flairhub.geo import GeoBox
+from flairhub.geo import GeoBox, metres_per_unit
 from flairhub.inference.model_ref import ModelRef
 from flairhub.inference.resample import output_length, output_ratio
 from flairhub.inference.windows import AxisWindows, block_edges, chunk_length, plan_axis
@@ -22,6 +22,10 @@ Output = Literal["class", "confidence", "probabilities", "scaled"]
 
 DEFAULT_WINDOW_PX = 512
 """Window of a model that does not say what it was trained at."""
+
+MOST_OF_ZONE, MOST_OF_TRAINED = 4, 2
+"""A window has at most so many times the zone's longer side, or so many times the default window: what lies outside of
+the zone is its mirror image, and costs as much memory as the zone."""
 
 MAX_BLOCK_PX = 2048
 BLOCK_BYTES = 256_000_000
@@ -167,11 +171,31 @@ def plan_axes(zone: Zone, sizes: Sizes) -> tuple[AxisWindows, AxisWindows]:
     """Lay windows over a zone along y and x.
 
     Raises:
-        UsageError: Window and margin do not fit the modalities' pixels.
+        UsageError: Window and margin do not fit the modalities' pixels, or the window is far larger than the zone.
     """
+    longest = max(zone.geobox.height, zone.geobox.width)
+    if sizes.window_px > max(MOST_OF_ZONE * longest, MOST_OF_TRAINED * DEFAULT_WINDOW_PX):
+        raise UsageError(
+            f"img_pixels_detection: {sizes.window_px} px, but the zone has only {zone.geobox.height} x "
+            f"{zone.geobox.width} px. A window holds at most {MOST_OF_ZONE} times the longer side (a digit too many?)."
+        )
     lattice = zone.lattice_px
     rows = plan_axis(zone.geobox.height, sizes.window_px, sizes.margin_px, lattice)
     return rows, plan_axis(zone.geobox.width, sizes.window_px, sizes.margin_px, lattice)
+
+
+def output_ratio_of(zone: Zone, sizes: Sizes) -> Fraction:
+    """Return the finest pixels of a zone per output pixel.
+
+    Raises:
+        UsageError: The output pixel is larger than the zone, or fits its pixels in no simple ratio.
+    """
+    box = zone.geobox
+    pixel_m = box.x_res * (metres_per_unit(box.crs_wkt) or 1.0)
+    size_m = max(box.height, box.width) * pixel_m
+    if sizes.output_px_m is not None and sizes.output_px_m > size_m:
+        raise UsageError(f"output_px_meters: {sizes.output_px_m:g} m, but the zone is only {size_m:g} m long.")
+    return output_ratio(sizes.output_px_m, pixel_m)
 
 
 def output_geobox(zone: Zone, ratio: Fraction) -> GeoBox:
@@ -204,7 +228,7 @@ def plan_map(
     """
     check_inputs(zone, model)
     rows, cols = plan_axes(zone, sizes)
-    ratio = output_ratio(sizes.output_px_m, zone.geobox.x_res)
+    ratio = output_ratio_of(zone, sizes)
     if sizes.batch_size < 1:
         raise UsageError(f"batch_size: got {sizes.batch_size}, expected at least 1.")
     block = default_block(zone, model, rows.step, ratio, style) if block_px is None else block_px

@@ -36,11 +36,13 @@ class BlockRecord:
         crc: crc32 of its pixels, by array of the store.
         counts: Output pixels per class, by task.
         nodata: Output pixels without data.
+        not_finite: Output pixels with data for which the network gave no finite logits, by task.
     """
 
     crc: Mapping[str, int]
     counts: Mapping[str, tuple[int, ...]]
     nodata: int
+    not_finite: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self, block: Block) -> dict[str, Any]:
         """Return a JSON-ready dictionary with the place of the block, the inverse of `from_json`."""
@@ -49,13 +51,14 @@ class BlockRecord:
             "crc": dict(self.crc),
             "counts": {k: list(v) for k, v in self.counts.items()},
             "nodata": self.nodata,
+            "not_finite": dict(self.not_finite),
         }
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> BlockRecord:
         """Build from the dictionary of `to_json`."""
         counts = {task: tuple(numbers) for task, numbers in fields["counts"].items()}
-        return cls(dict(fields["crc"]), counts, int(fields["nodata"]))
+        return cls(dict(fields["crc"]), counts, int(fields["nodata"]), dict(fields["not_finite"]))
 
 
 @dataclass(frozen=True)

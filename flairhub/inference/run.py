@@ -9,36 +9,44 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import xarray as xr
 
 from flairhub.class_raster import category_xml, qgis_style
-from flairhub.errors import OutputExistsError, UsageError
+from flairhub.errors import UsageError, ZoneError
 from flairhub.inference.block_jobs import BlockJob, block_jobs
-from flairhub.inference.lazy_map import blank_block, predict_block, variable_name
+from flairhub.inference.lazy_map import blank_block, computed_block, variable_name
 from flairhub.inference.map_plan import PLAIN, MapPlan, Output, Style, fitted, map_sizes, plan_map
-from flairhub.inference.map_store import BlockRecord, MapStore, Work, stored_key
+from flairhub.inference.map_store import BlockRecord, MapStore, Work
 from flairhub.inference.model_ref import ModelRef, model_ref
 from flairhub.inference.outputs import Layer, MapSpec, OutputType, map_name, scaled_confidence, stored_maps, write_map
+from flairhub.inference.run_identity import (
+    COUNT_TAGS,
+    check_absent,
+    count_tags,
+    is_finished,
+    run_digest,
+    run_key,
+    run_tags,
+    tags_of,
+    with_record,
+)
 from flairhub.inference.sidecars import NONE, Extras, stac_item, write_task_polygons, write_tiles
-from flairhub.jobs import job_workers, run_jobs, write_text
+from flairhub.jobs import explained, job_workers, run_jobs, write_text
+from flairhub.not_finite import too_many_not_finite
 from flairhub.progress import Progress, silent
 from flairhub.tasks import IGNORE_INDEX, Task
-from flairhub.version import __version__
-from flairhub.zones import Zone, close_all, identity
+from flairhub.zones import Zone, close_all
 
 if TYPE_CHECKING:
     from flairhub.models import Model
 
 log = logging.getLogger(__name__)
-
-_FORMAT = 2
 
 _LESS_MEMORY = "Use a smaller block_px or batch_size."
 
@@ -70,12 +78,14 @@ class ZonalResult:
         maps: One per task.
         tiles: GeoPackage of the windows, when asked for.
         nodata_share: Share of the pixels without data.
+        not_finite: Pixels with data that have no class because the network gave no finite logits, by task.
         n_blocks: Blocks of the zone.
         n_computed: Blocks computed by this run; the others were there from a killed one.
         n_windows: Windows of the zone.
         recompute_factor: Pixels the network sees per pixel of the zone.
         seconds: Wall time of this run.
         extras: Confidence rasters, polygons, STAC item, as asked for.
+        already_complete: An earlier run of the same command had made all files; nothing was done.
     """
 
     maps: tuple[MapFile, ...]
@@ -87,6 +97,8 @@ class ZonalResult:
     recompute_factor: float
     seconds: float
     extras: tuple[Path, ...] = ()
+    not_finite: Mapping[str, int] = field(default_factory=dict)
+    already_complete: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,6 +113,11 @@ class _Target:
     config_yaml: str
     tags: Mapping[str, str]
     extras: Extras
+    run: str = ""
+
+    @property
+    def config_file(self) -> Path:
+        return self.folder / f"{self.name}_config.yaml"
 
     @property
     def work_folder(self) -> Path:
@@ -121,7 +138,7 @@ class _Target:
         """Names of all files, the maps last: a map that is there has its companions."""
         maps = [map_name(self.name, task.label, self.output_type) for task in tasks]
         extra = [f"{self.name}_tiles.gpkg"] if self.tiles else []
-        extra += [f"{self.name}_config.yaml"] if self.config_yaml else []
+        extra += [self.config_file.name] if self.config_yaml else []
         extra += self.extras.names(self.name, tasks)
         styles = [f"{name.removesuffix('.tif')}.qml" for name in maps] if self.output_type == "argmax" else []
         sidecars = [f"{name}.aux.xml" for name in maps] if self.output_type == "argmax" else []
@@ -156,7 +173,8 @@ def write_zone(
     """Map a zone to GeoTIFFs, one per task.
 
     Blocks go to a work folder beside the outputs (`.<name>.unfinished`) and are journalled; a killed run continues
-    there with the same bytes. Maps appear under their names only complete and read back.
+    there with the same bytes. Maps appear under their names only complete and read back. When all files are there
+    already and `config_yaml` beside them says that the same call made them from the same data, nothing is done.
 
     Args:
         zone: The rasters.
@@ -183,10 +201,12 @@ def write_zone(
         progress: Told about finished blocks and pieces.
 
     Raises:
-        OutputExistsError: A file exists, or other unfinished work does, and overwriting was not asked for.
+        OutputExistsError: A file of another run exists, or other unfinished work does, and overwriting was not asked
+            for.
         ZoneError: Zone and model do not fit, or a written map does not read back.
         LockError: Another process makes this map, or the file system has no locks.
         JobError: Workers die again and again, or are gone.
+        OutputError: The system refuses to write; finished blocks are kept.
     """
     if workers < 1:
         raise UsageError(f"workers: got {workers}, expected at least 1.")
@@ -195,15 +215,21 @@ def write_zone(
     ref = fitted(zone, model_ref(model))
     sizes = map_sizes(zone, window_px, margin_px, output_px_m, batch_size, ref)
     plan = plan_map(zone, ref, sizes, block_px, style)
-    tags = {**_tags(plan, ref), **({"FLAIRHUB_CONFIG_SHA256": config_hash} if config_hash else {})}
+    tags = {**run_tags(plan, ref), **({"FLAIRHUB_CONFIG_SHA256": config_hash} if config_hash else {})}
     extras.check(output_type)
     target = _Target(Path(folder), name, output_type, cog, tiles, config_yaml, tags, extras)
-    store = MapStore(str((target.work_folder / "map.zarr").absolute()), plan.row_edges, plan.col_edges)
     maps = stored_maps(plan, ref.tasks, output_type, extras.stores_confidence)
-    key = _key(plan, ref, output_type, maps)
+    key = run_key(plan, ref, output_type, maps)
+    names, target = target.files(ref.tasks), replace(target, run=run_digest(key, replace(target, folder=Path()).digest))
+    if not overwrite and not target.work_folder.exists() and is_finished(target.config_file, target.run, names):
+        return _finished_result(plan, ref, target, started)
+    store = MapStore(str((target.work_folder / "map.zarr").absolute()), plan.row_edges, plan.col_edges)
     if not overwrite:
-        check_absent(target.folder, target.files(ref.tasks), target.work_folder, key if resume else "")
-    with Work.open(target.work_folder, key, store, maps, resume=resume, discard_other=overwrite, lock=lock) as work:
+        check_absent(target.folder, names, target.work_folder, key if resume else "")
+    with (
+        explained(target.folder, "Finished blocks are kept."),
+        Work.open(target.work_folder, key, store, maps, resume=resume, discard_other=overwrite, lock=lock) as work,
+    ):
         before = len(work.done)
         try:
             _compute(plan, ref, work, target, workers, scheduler, report)
@@ -218,27 +244,6 @@ def write_zone(
     return result
 
 
-def check_absent(folder: Path, names: Sequence[str], work_folder: Path | None = None, key: str = "") -> None:
-    """Raise OutputExistsError when a file is there already.
-
-    Args:
-        folder: Where the files go.
-        names: Their names.
-        work_folder: Unfinished work; files that a killed run with the same key has already moved to their names are
-            its own and no obstacle.
-        key: See `Work`.
-    """
-    moved: set[str] = set()
-    if work_folder is not None and key and stored_key(work_folder) == key and (work_folder / "moving.json").is_file():
-        moved = set(json.loads((work_folder / "moving.json").read_text())["names"])
-    existing = [folder / name for name in names if (folder / name).exists() and name not in moved]
-    if existing:
-        raise OutputExistsError(
-            f"{', '.join(map(str, existing))} exists already. Choose another output_name or output_path, "
-            f"or replace it with --overwrite."
-        )
-
-
 def _compute(
     plan: MapPlan,
     ref: ModelRef,
@@ -251,6 +256,7 @@ def _compute(
     blocks = [block for block in plan.blocks() if block not in work.done]
     total = len(blocks) + len(work.done)
     report("map", len(work.done), total)
+    _check_finite(plan, work)
     if not blocks:
         return
     if work.done:
@@ -262,9 +268,22 @@ def _compute(
             function = partial(compute_block, plan, ref, work.store, target.output_type, confidence, stop=pool.stop)
             for job, record in run_jobs(pool, function, jobs, noun="block", name=attrgetter("name"), hint=_LESS_MEMORY):
                 work.record(job.block, record)
+                if any(record.not_finite.values()):
+                    _check_finite(plan, work)
                 report("map", len(work.done), total)
     finally:
         close_all()
+
+
+def _check_finite(plan: MapPlan, work: Work) -> None:
+    """Raise ZoneError as soon as it is certain that too many pixels of the map have no finite logits."""
+    box, missing = plan.geobox, sum(record.nodata for record in work.done.values())
+    for task, _ in plan.tasks:
+        count = sum(record.not_finite[task] for record in work.done.values())
+        # What is not computed yet may be all data, and all finite.
+        problem = too_many_not_finite(count, box.height * box.width - missing, task)
+        if problem is not None:
+            raise ZoneError(problem)
 
 
 def compute_block(
@@ -279,7 +298,8 @@ def compute_block(
     """Predict a block and write it to the store: one job."""
     outputs: list[Output] = ["class"] if output_type == "argmax" else ["class", "scaled"]
     outputs += ["confidence"] if with_confidence else []
-    maps = predict_block(blank_block(plan, ref.tasks, outputs, job.block), job.zone or plan.zone, ref, stop=stop)
+    block = blank_block(plan, ref.tasks, outputs, job.block)
+    maps, region = computed_block(block, job.zone or plan.zone, ref, stop)
     crc: dict[str, int] = {}
     counts, nodata = {}, 0
     for task in ref.tasks:
@@ -293,8 +313,8 @@ def compute_block(
             stored[name("confidence")] = scaled_confidence(maps[name("confidence")].values)
         crc |= {array: store.write(array, job.block, values) for array, values in stored.items()}
         counts[task.label] = tuple(np.bincount(classes[valid], minlength=task.n_classes).tolist())
-        nodata = int((~valid).sum())
-    return BlockRecord(crc, counts, nodata)
+        nodata = valid.size - region.n_valid
+    return BlockRecord(crc, counts, nodata, region.not_finite)
 
 
 def _finish(plan: MapPlan, ref: ModelRef, work: Work, target: _Target, report: Progress) -> None:
@@ -315,8 +335,11 @@ def _finish(plan: MapPlan, ref: ModelRef, work: Work, target: _Target, report: P
             tiles.unlink(missing_ok=True)
             write_tiles(plan, tiles)
         if target.config_yaml:
-            write_text(folder / f"{target.name}_config.yaml", target.config_yaml)
+            text = with_record(target.config_yaml, target.run, folder, names)
+            write_text(folder / target.config_file.name, text)
         write_text(moving, plan_text)
+    for raster in plan.zone.everything:
+        raster.check_unchanged()
     for name in names:
         if (folder / name).exists():
             os.replace(folder / name, target.folder / name)
@@ -327,7 +350,8 @@ def _write_task(
 ) -> None:
     extras = target.extras
     for layer in target.layers:
-        spec = MapSpec.of(plan, task, tasks, layer, target.tags, target.cog, extras.language)
+        tags = {**target.tags, **count_tags(work, task)}
+        spec = MapSpec.of(plan, task, tasks, layer, tags, target.cog, extras.language)
         write_map(spec, work, folder / map_name(target.name, task.label, layer), report)
     if target.output_type == "argmax":
         name = map_name(target.name, task.label, "argmax")
@@ -340,54 +364,32 @@ def _write_task(
 
 
 def _result(plan: MapPlan, ref: ModelRef, work: Work, target: _Target, before: int, started: float) -> ZonalResult:
-    maps = []
+    result = _finished_result(plan, ref, target, started)
+    return replace(result, n_computed=len(work.done) - before, already_complete=False)
+
+
+def _finished_result(plan: MapPlan, ref: ModelRef, target: _Target, started: float) -> ZonalResult:
+    """What a finished run made, as its maps say."""
+    maps, not_finite, nodata = [], {}, 0
     for task in ref.tasks:
         path = target.folder / map_name(target.name, task.label, target.output_type)
-        counts = np.sum([record.counts[task.label] for record in work.done.values()], axis=0)
-        total = int(counts.sum())
-        shares = {name: int(n) / total for name, n in zip(task.names, counts, strict=True) if n} if total else {}
+        tags = tags_of(path)
+        counts = [int(number) for number in tags[COUNT_TAGS[0]].split(",")]
+        nodata, not_finite[task.label] = (int(tags[name]) for name in COUNT_TAGS[1:])
+        total = sum(counts)
+        shares = {name: n / total for name, n in zip(task.names, counts, strict=True) if n}
         maps.append(MapFile(task.label, path, path.stat().st_size, shares, task))
     box = plan.geobox
-    nodata = sum(record.nodata for record in work.done.values())
     return ZonalResult(
         maps=tuple(maps),
         tiles=target.folder / f"{target.name}_tiles.gpkg" if target.tiles else None,
         nodata_share=nodata / (box.height * box.width),
-        n_blocks=len(work.done),
-        n_computed=len(work.done) - before,
+        n_blocks=plan.n_blocks[0] * plan.n_blocks[1],
+        n_computed=0,
         n_windows=plan.n_windows,
         recompute_factor=plan.recompute_factor,
         seconds=time.monotonic() - started,
         extras=tuple(target.folder / name for name in target.extras.names(target.name, ref.tasks)),
+        not_finite=not_finite,
+        already_complete=True,
     )
-
-
-def _tags(plan: MapPlan, ref: ModelRef) -> dict[str, str]:
-    return {
-        "FLAIRHUB_VERSION": __version__,
-        "FLAIRHUB_MODEL": "in memory" if ref.kind == "memory" else Path(ref.path).name,
-        "FLAIRHUB_MODEL_SHA256": ref.weights_sha256,
-        "FLAIRHUB_INPUTS": ",".join(ref.preparations),
-        "FLAIRHUB_WINDOW_PX": str(plan.sizes.window_px),
-        "FLAIRHUB_MARGIN_PX": str(plan.sizes.margin_px),
-    }
-
-
-def _key(plan: MapPlan, ref: ModelRef, output_type: OutputType, maps: xr.Dataset) -> str:
-    """Hash of all that decides the bytes of the blocks; batch size, workers and device do not."""
-    zone = plan.zone
-    facts: dict[str, Any] = {
-        "format": _FORMAT,
-        "version": __version__,
-        "model": ref.identity,
-        "preparations": {name: preparation.to_json() for name, preparation in ref.preparations.items()},
-        "tasks": [[task.label, list(task.names)] for task in ref.tasks],
-        "rasters": [identity(raster) for raster in zone.everything],
-        "geobox": [*zone.geobox.transform, zone.geobox.height, zone.geobox.width],
-        "windows": [plan.sizes.window_px, plan.sizes.margin_px],
-        "ratio": str(plan.ratio),
-        "blocks": [plan.row_edges, plan.col_edges],
-        "output": [output_type, {str(name): array.shape for name, array in maps.data_vars.items()}],
-        "style": asdict(plan.style),
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

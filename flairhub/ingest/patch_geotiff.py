@@ -156,7 +156,7 @@ def read_raster(path: str, expected: Expectation, n_dates: int | None, masks: bo
 def lossless(
     values: NDArray[Any], dtype: str, path: str, valid: NDArray[np.bool_] | None = None
 ) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
-    """Return `values` as `dtype`, and what the new numbers cannot tell any more.
+    """Return `values` as `dtype`, and what the new numbers cannot tell any more; floats are rounded to shorter ones.
 
     Args:
         values: (..., band, y, x).
@@ -182,7 +182,8 @@ def lossless(
         limits = np.iinfo(target)
         changed |= (values < limits.min) | (values > limits.max)
     if values.dtype.kind == "f" and target.kind == "f":
-        changed &= ~np.isnan(values)
+        # Rounding loses nothing that was measured; what becomes infinite is lost.
+        changed = np.isfinite(values) & ~np.isfinite(converted)
     if not changed.any():
         return converted, None
     lost = changed if valid is None else changed & valid[..., None, :, :]
@@ -225,7 +226,8 @@ def _open(path: str) -> Iterator[tuple[Any, GeoBox, bool]]:
     if member is None and not os.path.isfile(path):
         raise DataError(f"{path}: no such file.")
     content = None if member is None else read_member(member)
-    tags = _tags(path) if content is None else read_geotags(lambda length, offset: content[offset : offset + length])
+    raw = None if content is None else lambda length, offset: content[offset : offset + length]
+    tags = _tags(path) if raw is None else read_geotags(raw)
     known = tags is not None and tags.box(0, 0) is not None
     options = {"driver": "GTiff", "sharing": False, **({"GEOREF_SOURCES": "NONE"} if known else {})}
     with ExitStack() as stack:
@@ -241,7 +243,7 @@ def _open(path: str) -> Iterator[tuple[Any, GeoBox, bool]]:
         dataset = stack.enter_context(source)
         box = tags.box(dataset.height, dataset.width) if tags is not None else None
         if box is None:
-            box = geobox_of(dataset, path)
+            box = geobox_of(dataset, path, raw)
             if not all(map(math.isfinite, (box.x_min, box.y_max, box.x_res, box.y_res))):
                 raise DataError(f"{path}: no georeferencing found: its transform {box.transform} is not finite.")
             if tags is not None:

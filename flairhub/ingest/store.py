@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -52,7 +53,7 @@ def writing(cube: str | Path, lock: bool = True) -> Iterator[Path]:
     path = Path(cube).resolve()
     if not path.name:
         raise UsageError(f"{path}: no place for a cube. Name a folder that does not exist yet.")
-    around = next((parent for parent in path.parents if (parent / "zarr.json").is_file()), None)
+    around = next((parent for parent in path.parents if os.path.isfile(parent / "zarr.json")), None)
     if around is not None:
         raise UsageError(f"{path} lies inside the Zarr store {around}. Choose another path.")
     try:

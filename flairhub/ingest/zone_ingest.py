@@ -108,7 +108,7 @@ def ingest_zone(
         progress: Told the number of finished shards.
 
     Raises:
-        DataError: Pixels of a source cannot be read.
+        DataError: Pixels of a source cannot be read, or it was changed meanwhile.
         OutputExistsError: Something else exists at `cube`.
         LockError: Another process writes the cube, or the file system has no locks.
         CubeError: The disk is full.
@@ -128,6 +128,8 @@ def ingest_zone(
         complete = store.prepare(overwrite, partial(create_zone_store, layers=layers, codec=codec, plan=plan))
         if not complete:
             _work(store, jobs, codec, workers, scheduler)
+            for raster in rasters:
+                raster.check_unchanged()
             store.finish()
             open_zone_cube(path)
     seconds = time.perf_counter() - started
@@ -206,6 +208,7 @@ def _write_shard(store: str, codec: str, job: _Job, stop: threading.Event | None
                 for kind, chain in chains.items():
                     values = None if chunk is None else chunk[kind]
                     writers[kind].add(None if values is None else chain.encode_parts(values))
+    job.raster.check_unchanged()
     # So that no journal line outlives its files when the power fails.
     to_disk(Path(store) / name for name in names.values())
     return {names[kind]: (writer.length, writer.checksum) for kind, writer in writers.items()}

@@ -7,6 +7,7 @@ from flairhub.jobs.lock import writer_lock
 from flairhub.jobs.placement import (
     FileWriter,
     discard_folder,
+    explained,
     file_checksum,
     folder_bytes,
     is_disk_full,
@@ -17,6 +18,7 @@ from flairhub.jobs.placement import (
     sweep,
     temporary_name,
     to_disk,
+    try_folder,
     write_file,
     write_text,
 )
@@ -27,6 +29,7 @@ __all__ = [
     "Stopped",
     "Workers",
     "discard_folder",
+    "explained",
     "file_checksum",
     "folder_bytes",
     "is_disk_full",
@@ -40,6 +43,7 @@ __all__ = [
     "sweep",
     "temporary_name",
     "to_disk",
+    "try_folder",
     "usable_cores",
     "write_file",
     "write_text",

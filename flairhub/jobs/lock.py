@@ -18,6 +18,9 @@ from flairhub.jobs.placement import temporary_name
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """What a file system without locks answers."""
 
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.EACCES)
+"""What a file system without hard links answers."""
+
 _ATTEMPTS = 20
 """The holder before may remove the file between our opening and locking it: then the lock is on nothing."""
 
@@ -32,6 +35,7 @@ class Holder:
         boot: Id of the boot of the machine; empty where the system has none.
         since: UTC, ISO 8601 to the second.
         by_system: The system's lock is held too, and ends with the process; otherwise the file itself is the lock.
+        started: When the process began, in ticks since the boot: another process may get its number. Empty = unknown.
     """
 
     host: str
@@ -39,6 +43,7 @@ class Holder:
     boot: str
     since: str
     by_system: bool
+    started: str = ""
 
     def __str__(self) -> str:
         return f"process {self.process} on {self.host} (since {self.since})"
@@ -49,6 +54,8 @@ class Holder:
         if self.host != socket.gethostname():
             return False
         if self.boot != _boot_id():
+            return True
+        if self.started and _start_of(self.process) not in ("", self.started):
             return True
         try:
             os.kill(self.process, 0)
@@ -122,7 +129,7 @@ def _locked_by_system(path: Path, target: Path, noun: str) -> Iterator[None]:
 def _locked_by_file(path: Path, target: Path, noun: str) -> Iterator[None]:
     for _ in range(_ATTEMPTS):
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            _make_file(path)
             break
         except FileExistsError:
             holder = _read(path)
@@ -132,11 +139,34 @@ def _locked_by_file(path: Path, target: Path, noun: str) -> Iterator[None]:
     else:
         raise _refusal(path, target, noun, None, lock=False)
     try:
-        os.write(descriptor, _record(by_system=False))
-        os.close(descriptor)
         yield
     finally:
         path.unlink(missing_ok=True)
+
+
+def _make_file(path: Path) -> None:
+    """Make the lock file with its record in one step, so that a kill leaves none that names nobody.
+
+    Raises:
+        FileExistsError: There is one.
+    """
+    aside = temporary_name(path)
+    try:
+        aside.write_bytes(_record(by_system=False))
+        os.link(aside, path)
+        return
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+    finally:
+        aside.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        os.write(descriptor, _record(by_system=False))
+    finally:
+        os.close(descriptor)
 
 
 def _take_away(path: Path, holder: Holder | None) -> None:
@@ -160,7 +190,7 @@ def _refusal(path: Path, target: Path, noun: str, holder: Holder | None, lock: b
 
 def _record(by_system: bool) -> bytes:
     since = datetime.now(UTC).isoformat(timespec="seconds")
-    holder = Holder(socket.gethostname(), os.getpid(), _boot_id(), since, by_system)
+    holder = Holder(socket.gethostname(), os.getpid(), _boot_id(), since, by_system, _start_of(os.getpid()))
     return json.dumps(asdict(holder)).encode() + b"\n"
 
 
@@ -176,4 +206,12 @@ def _boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
+        return ""
+
+
+def _start_of(process: int) -> str:
+    try:
+        # The name of the program, in brackets, may hold anything.
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError, ValueError):
         return ""

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from flairhub.errors import JobError
+
 CLOSE_TIMEOUT_S = 30
 """How long workers may take to end."""
 
@@ -35,7 +37,7 @@ def local_client(workers: int) -> Iterator[Any]:
         try:
             # Its start would unblock the signal again.
             resource_tracker.ensure_running()
-            with _interrupts_later():
+            with _interrupts_later(), _said_when_none_starts(workers):
                 cluster = LocalCluster(
                     n_workers=workers,
                     threads_per_worker=1,
@@ -54,6 +56,19 @@ def local_client(workers: int) -> Iterator[Any]:
                     # What is done is on disk: nobody waits for a worker that does not go; it ends with this process.
                     with suppress(TimeoutError):
                         one.close(timeout=CLOSE_TIMEOUT_S)
+
+
+@contextmanager
+def _said_when_none_starts(workers: int) -> Iterator[None]:
+    """Turn what dask says about worker processes that die while they start into a JobError."""
+    try:
+        yield
+    except (RuntimeError, OSError, TimeoutError) as error:
+        reason = str(error).strip().rstrip(".") or type(error).__name__
+        raise JobError(
+            f"{workers} worker processes do not start ({reason}): the system may lack memory, processes or threads for "
+            f"them. Use fewer workers, or threads. Nothing was computed."
+        ) from error
 
 
 def dask_setup(worker: Any) -> None:

@@ -6,6 +6,7 @@ is read. What is in memory or dask-backed enters graphs chunk by chunk: see `edg
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -96,6 +97,7 @@ class ArrayRaster(Raster):
         chunk_edges: Where its chunks begin and end along y and x, where it stands in a graph.
         pieces: Chunks by row and column number, inside a task of a graph.
         stamp: What tells these pixels from others; None = their content.
+        files: Path, size and time of change in ns of the files it is read from, where that is known.
     """
 
     source: str = ""
@@ -106,6 +108,7 @@ class ArrayRaster(Raster):
     chunk_edges: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
     pieces: Mapping[tuple[int, int], NDArray[Any]] | None = None
     stamp: str | None = None
+    files: tuple[tuple[str, int, int], ...] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
         bare = self.detached() if self.has_pixels and self.is_edge else self
@@ -130,6 +133,10 @@ class ArrayRaster(Raster):
     @property
     def may_be_masked(self) -> bool:
         return False
+
+    def is_changed(self) -> bool:
+        # Chunks may come from a machine that sees other files.
+        return any(os.path.exists(path) and file_facts(path) != facts for path, *facts in self.files)
 
     def facts(self) -> dict[str, Any]:
         return {"xarray": self.source, "stamp": self._stamp}
@@ -294,6 +301,15 @@ def _restored(state: dict[str, Any]) -> ArrayRaster:
     raster = object.__new__(ArrayRaster)
     raster.__dict__.update(state)
     return raster
+
+
+def file_facts(path: str) -> list[int]:
+    """Size and time of change in ns of a file, or of the metadata of a store."""
+    stats = [os.stat(path)]
+    if os.path.isdir(path):
+        names = ("zarr.json", ".zmetadata", ".zgroup", ".zattrs")
+        stats += [os.stat(file) for name in names if os.path.exists(file := os.path.join(path, name))]
+    return [sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)]
 
 
 def is_in_memory(variable: xr.Variable) -> bool:

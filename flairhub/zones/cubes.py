@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from flairhub.cube import Cube, RoiLayer, ZoneCube, open_cube, open_zone_cube, roi_layers
+from flairhub.cube import Cube, RoiLayer, open_cube, open_zone_cube, roi_layers
 from flairhub.errors import CubeError, ZoneError
 from flairhub.modalities import INPUTS, MODALITIES
 from flairhub.zones.raster import Raster, Span
@@ -51,6 +51,9 @@ class ZoneCubeRaster(Raster):
     def facts(self) -> dict[str, Any]:
         return {"path": self.path, "plan": self.plan, "mtime_ns": self.changed_ns}
 
+    def is_changed(self) -> bool:
+        return _changed_ns(self.path) != self.changed_ns
+
     def load(self, rows: Span, cols: Span) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
         cube = _opened((self.path, self.identity), lambda: open_zone_cube(self.path, self.identity))
         return cube.read(self.name, rows, cols)
@@ -86,6 +89,9 @@ class RegionRaster(Raster):
 
     def facts(self) -> dict[str, Any]:
         return {"path": self.path, "roi": self.roi, "plan": self.plan, "mtime_ns": self.changed_ns}
+
+    def is_changed(self) -> bool:
+        return _changed_ns(self.path) != self.changed_ns
 
     def load(self, rows: Span, cols: Span) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
         # Of a region only what is read is laid out: another modality of it may have trouble of its own.
@@ -139,7 +145,7 @@ def zone_cube_rasters(path: Path, names: Sequence[str], without_mask: Collection
             alpha=layer.alpha,
             path=str(cube.path),
             plan=str(cube.attributes["plan"]),
-            changed_ns=_changed_ns(cube),
+            changed_ns=_changed_ns(str(cube.path)),
             identity=cube.identity,
             masked=layer.has_mask,
         )
@@ -175,7 +181,7 @@ def region_rasters(path: Path, roi: str, names: Sequence[str], without_mask: Col
             path=str(cube.path),
             roi=roi,
             plan=str(cube.attributes["plan"]),
-            changed_ns=_changed_ns(cube),
+            changed_ns=_changed_ns(str(cube.path)),
             identity=cube.identity,
             whole=layer.is_whole,
         )
@@ -227,6 +233,7 @@ def _check_stored(path: Path, names: Sequence[str], stored: Collection[str]) -> 
             )
 
 
-def _changed_ns(cube: Cube | ZoneCube) -> int:
-    file = Path(str(cube.path)) / "zarr.json"
+def _changed_ns(path: str) -> int:
+    """When the root metadata of a store were written, which every ingest does first and last; 0 for other places."""
+    file = Path(path) / "zarr.json"
     return file.stat().st_mtime_ns if file.is_file() else 0

@@ -18,7 +18,9 @@ from flairhub.geo import geobox_of
 from flairhub.modalities import MODALITIES
 from flairhub.zones.geotiff import (
     Span,
+    Stamp,
     borrowed,
+    foreign_sidecar,
     looks_like_opacity,
     missing_facts,
     read_masks,
@@ -37,7 +39,7 @@ class FileRaster(Raster):
     Attributes:
         path: The file; absolute, because workers may run elsewhere.
         driver: The only GDAL driver that opens it.
-        stamp: Size in bytes and time of change in ns, of the tiles of a mosaic too.
+        stamp: Of the file, its sidecars, and the tiles of a mosaic with theirs.
         masked: Bands whose masks count.
         opacity: Number of an alpha band beyond the bands of the modality; never data.
         sparse: Blocks may never have been written.
@@ -46,7 +48,7 @@ class FileRaster(Raster):
 
     path: str = ""
     driver: str = "GTiff"
-    stamp: tuple[int, int] = (0, 0)
+    stamp: Stamp = (0, 0, "")
     masked: tuple[int, ...] = ()
     opacity: int | None = None
     sparse: bool = False
@@ -61,7 +63,16 @@ class FileRaster(Raster):
         return bool(self.masked) or self.opacity is not None or self.sparse or self.patchy
 
     def facts(self) -> dict[str, Any]:
-        return {"path": self.path, "size": self.stamp[0], "mtime_ns": self.stamp[1], "driver": self.driver}
+        size, changed_ns, digest = self.stamp
+        facts = {"path": self.path, "size": size, "mtime_ns": changed_ns, "driver": self.driver}
+        return {**facts, "files": digest} if digest else facts
+
+    def is_changed(self) -> bool:
+        try:
+            tiles = _mosaic(self.path, self.stamp).files if self.driver == "VRT" else []
+            return stamp_of([self.path, *tiles]) != self.stamp
+        except (OSError, ZoneError):
+            return True
 
     def load(self, rows: Span, cols: Span) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
         try:
@@ -115,7 +126,7 @@ class FileRaster(Raster):
 
 
 @lru_cache(maxsize=16)
-def _mosaic(path: str, stamp: tuple[int, int]) -> Mosaic:
+def _mosaic(path: str, stamp: Stamp) -> Mosaic:
     """The mosaic of a VRT, checked anew in every process that opens it."""
     return read_mosaic(Path(path), path)
 
@@ -145,15 +156,24 @@ def open_file(
     """
     if not path.is_file():
         raise ZoneError(f"{key}: no file {path}. Expected a GeoTIFF.")
-    mosaic = read_mosaic(path, f"{key}: {path}") if path.suffix.lower() == ".vrt" else None
+    where, opened = f"{key}: {path}", path.absolute()
+    mosaic = None
+    if path.suffix.lower() == ".vrt":
+        # Its names are relative to the file that a symbolic link leads to.
+        mosaic, opened = read_mosaic(path, where), path.resolve()
     driver = "GTiff" if mosaic is None else "VRT"
+    # Before it is opened: what replaces it meanwhile is noticed at the first read.
+    stamp = stamp_of([opened, *(mosaic.files if mosaic else ())])
     try:
-        with rasterio.open(path, driver=driver, sharing=False) as dataset:
+        with rasterio.open(opened, driver=driver, sharing=False) as dataset:
             geobox = geobox_of(dataset, f"{key}: {path}")
             dtypes, count, missing = set(dataset.dtypes), dataset.count, missing_facts(dataset)
+            foreign = foreign_sidecar(str(opened), dataset.tags(ns="OVERVIEWS"))
             is_opacity = missing.alpha is not None and looks_like_opacity(dataset, missing.alpha)
     except RasterioError as error:
         raise ZoneError(f"{key}: {path} does not open as a GeoTIFF ({error}).") from None
+    if foreign is not None:
+        raise ZoneError(f"{where} {foreign}. Expected a plain GeoTIFF.")
     if len(dtypes) > 1 or np.dtype(next(iter(dtypes))).kind not in "iuf":
         raise ZoneError(f"{key}: {path} has pixel type {', '.join(sorted(dtypes))}, expected one real number type.")
     if not geobox.crs_wkt:
@@ -186,9 +206,9 @@ def open_file(
         dtype=next(iter(dtypes)),
         nodata=nodata,
         alpha=missing.alpha if is_opacity and not surplus else None,
-        path=str(path.absolute()),
+        path=str(opened),
         driver=driver,
-        stamp=stamp_of([path, *(mosaic.files if mosaic else ())]),
+        stamp=stamp,
         masked=missing.masked,
         opacity=missing.alpha if surplus else None,
         sparse=missing.sparse,

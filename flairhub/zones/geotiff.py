@@ -5,10 +5,11 @@ Open rasters are kept so that GDAL's block cache decodes a source tile once for 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import product
@@ -30,11 +31,18 @@ MAX_OPEN = 32
 MOST_BLOCKS = 500_000
 """A file of more blocks is looked through for blocks that were never written at each read, not when it is opened."""
 
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SPOTS, _SPOT_PX = 5, 64
 """A band is looked at in so many squares per axis of so many pixels."""
 
-SIDECARS = (".msk", ".aux.xml", ".ovr")
+SIDECARS = (".msk", ".MSK", ".aux.xml", ".ovr", ".OVR", ".msk.ovr")
 """Files beside a raster that GDAL reads with it: masks, nodata and georeferencing, overviews."""
+
+WORLD_FILES = (".tfw", ".TFW", ".tifw", ".wld", ".WLD")
+"""Files that take the place of the raster's ending: its georeferencing."""
+
+Stamp = tuple[int, int, str]
+"""Total size in bytes, latest time of change in ns, and a digest of both file by file, empty for a single file."""
 
 _Key = tuple[int, str, int, int, int]
 Span = tuple[int, int]
@@ -228,12 +236,42 @@ def _has_unwritten(dataset: Any) -> bool:
     return not all(_is_written(dataset, *block) for block in everything)
 
 
-def stamp_of(paths: Sequence[str | Path]) -> tuple[int, int]:
-    """Total size in bytes and latest time of change in ns of some files and their sidecars, to recognise them later."""
-    stats = []
-    for path in paths:
-        stats.append(os.stat(path))
-        for ending in SIDECARS:
+def stamp_of(paths: Sequence[str | Path]) -> Stamp:
+    """What tells some files and their sidecars from others.
+
+    Raises:
+        OSError: One of the files is gone.
+    """
+    facts: list[tuple[str, int, int]] = []
+    for path in map(str, paths):
+        stem = os.path.splitext(path)[0]
+        stat = os.stat(path)
+        facts.append((path, stat.st_size, stat.st_mtime_ns))
+        for beside in (*(path + ending for ending in SIDECARS), *(stem + ending for ending in WORLD_FILES)):
             with suppress(FileNotFoundError):
-                stats.append(os.stat(f"{path}{ending}"))
-    return sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)
+                stat = os.stat(beside)
+                facts.append((beside, stat.st_size, stat.st_mtime_ns))
+    digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:32] if len(facts) > 1 else ""
+    return sum(size for _, size, _ in facts), max(changed for *_, changed in facts), digest
+
+
+def foreign_sidecar(path: str, overviews: Mapping[str, str]) -> str | None:
+    """Return what a raster has GDAL open beside it that is no part of it; None = nothing.
+
+    Masks and overviews are opened with any driver, so a text that names other files would do, and metadata can name
+    any file as the one with the overviews.
+
+    Args:
+        path: The raster.
+        overviews: Its metadata of the domain OVERVIEWS.
+    """
+    named = [value for key, value in overviews.items() if key.upper() == "OVERVIEW_FILE"]
+    if named:
+        return f"names {named[0]!r} as the file of its overviews"
+    for ending in SIDECARS:
+        if ending == ".aux.xml":
+            continue
+        with suppress(FileNotFoundError), open(path + ending, "rb") as stream:
+            if stream.read(4) not in _TIFF:
+                return f"has {os.path.basename(path)}{ending} beside it, which is no TIFF"
+    return None

@@ -19,11 +19,34 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
 from flairhub.errors import ZoneError
+from flairhub.geo import geobox_of
 from flairhub.validity import nodata_of, valid_pixels
-from flairhub.zones.geotiff import MissingFacts, Span, borrowed, missing_facts, read_masks, window_of, written_pixels
+from flairhub.zones.geotiff import (
+    MissingFacts,
+    Span,
+    borrowed,
+    foreign_sidecar,
+    missing_facts,
+    read_masks,
+    window_of,
+    written_pixels,
+)
 
 _MAX_BYTES = 50_000_000
 _TILE_TAGS = ("SimpleSource", "ComplexSource")
+_SOURCE_TAGS = {
+    *("SourceFilename", "SourceBand", "SourceProperties", "SrcRect", "DstRect", "NODATA", "UseMaskBand"),
+    *("ScaleOffset", "ScaleRatio", "ColorTableComponent", "LUT", "Exponent", "SrcMin", "SrcMax", "DstMin", "DstMax"),
+}
+_TAGS = {
+    *("VRTDataset", "SRS", "GeoTransform", "Metadata", "MDI", "VRTRasterBand", "Description", "UnitType", "Offset"),
+    *("Scale", "CategoryNames", "Category", "ColorTable", "Entry", "ColorInterp", "NoDataValue", "HideNoDataValue"),
+    *("MaskBand", "OverviewList", "Histograms", "HistItem", "HistMin", "HistMax", "BucketCount", "IncludeOutOfRange"),
+    *("Approximate", "HistCounts", "BlockXSize", "BlockYSize", "GCPList", "GCP"),
+    *_TILE_TAGS,
+    *_SOURCE_TAGS,
+}
+"""The elements of a plain mosaic; GDAL takes names in any case, but writes them like this."""
 _MOST_CELLS = 4_000_000
 """Irregular mosaics of more cells between the edges of their tiles are not checked for holes when they are opened."""
 
@@ -121,6 +144,10 @@ def read_mosaic(path: Path, where: str) -> Mosaic:
         raise ZoneError(f"{where}: damaged XML ({error}).") from None
     if root.tag != "VRTDataset" or any("subClass" in element.attrib for element in root.iter()):
         raise ZoneError(f"{where}: no plain mosaic (warped, derived, raw). Expected one as gdalbuildvrt writes.")
+    # Whatever else GDAL may know today or tomorrow, or reads without regard to case, could name other files.
+    unknown = sorted({element.tag for element in root.iter()} - _TAGS)
+    if unknown:
+        raise ZoneError(f"{where}: has the element {unknown[0]!r}. Expected a plain mosaic as gdalbuildvrt writes.")
     named = {
         id(name): name
         for element in root.iter()
@@ -147,7 +174,10 @@ def read_mosaic(path: Path, where: str) -> Mosaic:
 
 
 def _checked_file(name: ElementTree.Element, folder: Path, where: str) -> str:
-    text = (name.text or "").strip()
+    text = name.text or ""
+    # GDAL takes attributes in any case, the first of several, and a name with all its blanks.
+    if len(name) or text != text.strip() or not set(name.attrib) <= {"relativeToVRT", "shared"}:
+        raise ZoneError(f"{where}: names {text!r} with blanks, elements or attributes that gdalbuildvrt never writes.")
     beside = name.attrib.get("relativeToVRT", "0") == "1"
     if not beside and not Path(text).is_absolute() and not text.startswith("/vsi") and ":" not in text:
         # GDAL would look for it in the current folder, whatever that is.
@@ -159,10 +189,16 @@ def _checked_file(name: ElementTree.Element, folder: Path, where: str) -> str:
     if text.startswith("/vsi") or ":" in text or not file.is_relative_to(folder):
         raise ZoneError(f"{where}: names {text!r}, expected files in {folder} or below. Move them there.")
     try:
-        with rasterio.open(file, driver="GTiff", sharing=False):
-            return str(file)
+        with rasterio.open(file, driver="GTiff", sharing=False) as dataset:
+            foreign = foreign_sidecar(str(file), dataset.tags(ns="OVERVIEWS"))
+            placed = (dataset.transform.c, dataset.transform.f) != (0.0, 0.0)
+            if not placed and dataset.crs and not dataset.transform.is_identity:
+                geobox_of(dataset, f"{where}: {file}")
     except RasterioError as error:
         raise ZoneError(f"{where}: {file} does not open as a GeoTIFF ({error}).") from None
+    if foreign is not None:
+        raise ZoneError(f"{where}: {file} {foreign}. Expected plain GeoTIFFs.")
+    return str(file)
 
 
 def _tile(element: ElementTree.Element, files: dict[str, str]) -> Tile:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flairhub.errors import DataError
 from flairhub.geo import GeoBox
 from flairhub.modalities import MODALITIES
 from flairhub.validity import Nodata, valid_pixels
@@ -86,6 +87,23 @@ class Raster(ABC):
             FlairhubError: It cannot be read; the message names the file or store.
         """
 
+    def is_changed(self) -> bool:
+        """Whether the source is no longer as it was when the raster was opened, as far as its stamps tell."""
+        return False
+
+    def check_unchanged(self) -> None:
+        """Compare the stamps of the source again: what was read before and after a change is of two sources.
+
+        Raises:
+            DataError: It has changed.
+        """
+        if self.is_changed():
+            raise DataError(
+                f"{self.name}: {self.where} was changed, replaced or removed after it had been opened (or a tile or "
+                f"sidecar of it), so that pixels of two versions would be mixed. Put the former one back and run again "
+                f"to continue, or start over with the present one (--overwrite)."
+            )
+
     @property
     def may_be_masked(self) -> bool:
         """Whether `load` may know of pixels without data."""
@@ -142,11 +160,12 @@ class Raster(ABC):
                 dates of a series are judged by all their bands, so that stored means and computed ones agree.
 
         Raises:
-            FlairhubError: It cannot be read; the message names the file or store.
+            FlairhubError: It cannot be read, or has changed since it was opened; the message names the file or store.
         """
         row_index, inside_rows = _inside(rows, self.geobox.height)
         col_index, inside_cols = _inside(cols, self.geobox.width)
         values, mask = self.load(inside_rows, inside_cols)
+        self.check_unchanged()
         row, used = MODALITIES[self.name], None if self.dates is not None else channels
         if self.alpha is not None and used is not None and self.alpha not in used:
             opaque = values[..., self.alpha - 1, :, :] > 0

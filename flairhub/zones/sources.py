@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flairhub.errors import UsageError, ZoneError
+from flairhub.geo import same_grid
 from flairhub.modalities import INPUTS, MODALITIES, Modality, modality
 from flairhub.validity import Nodata
 from flairhub.written_dates import parse_date
-from flairhub.zones.arrays import ArrayRaster, Member, is_in_memory, one_chunk_deep
+from flairhub.zones.arrays import ArrayRaster, Member, file_facts, is_in_memory, one_chunk_deep
 from flairhub.zones.dates import read_dates
 from flairhub.zones.files import open_file
 from flairhub.zones.raster import Raster
@@ -166,7 +167,7 @@ def open_array(
         for array, dims, _ in selected
     ]
     for (array, _, _), grid in zip(selected, grids, strict=True):
-        if grid != grids[0]:
+        if not _same_grid(grid, grids[0]):
             raise ZoneError(
                 f"{key}: {array.name} lies on another grid than {first.name}: {grid.geobox.width} x "
                 f"{grid.geobox.height} px of {grid.geobox.x_res:g} instead of {grids[0].geobox.width} x "
@@ -180,6 +181,8 @@ def open_array(
     )
     packing = tuple(packing for array, _, bands in selected for packing in [packing_of(array)] * len(bands))
     nodata = tuple(value for array, _, bands in selected for value in [nodata_of_array(array)] * len(bands))
+    in_memory = all(is_in_memory(member.variable) for member in members)
+    files = _files_of([*(array for array, _, _ in selected), source])
     raster = ArrayRaster(
         name=name,
         geobox=grids[0].geobox,
@@ -191,9 +194,14 @@ def open_array(
         members=members,
         flips=(grids[0].south_up, grids[0].mirrored),
         packing=packing,
-        stamp=None if all(is_in_memory(member.variable) for member in members) else _stamp_of(selected),
+        stamp=None if in_memory else _stamp_of(selected, files),
+        files=() if in_memory else files,
     )
     return _dask_backed(raster, grids[0]) if any(member.variable.chunks is not None for member in members) else raster
+
+
+def _same_grid(one: Grid, other: Grid) -> bool:
+    return (one.south_up, one.mirrored) == (other.south_up, other.mirrored) and same_grid(one.geobox, other.geobox)
 
 
 def _dask_backed(raster: ArrayRaster, grid: Grid) -> ArrayRaster:
@@ -281,16 +289,23 @@ def _nodata(values: Sequence[float | None], packing: Sequence[Packing | None]) -
     return kept[0] if len(set(kept)) == 1 else kept
 
 
-def _stamp_of(selected: _Selected) -> str:
+def _files_of(sources: Sequence[Any]) -> tuple[tuple[str, int, int], ...]:
+    """Path, size and time of change in ns of the files that arrays are read from, where they say so."""
+    named = [source.encoding.get("source") for source in sources]
+    paths = dict.fromkeys(str(path) for path in named if path is not None)
+    return tuple((path, *file_facts(path)) for path in paths if os.path.exists(path))  # type: ignore[misc]
+
+
+def _stamp_of(selected: _Selected, files: Sequence[tuple[str, int, int]]) -> str:
     """Tell lazily indexed pixels from others without reading them: their file, its time of change, what is selected."""
     from dask.base import tokenize
 
     facts = []
+    known = {path: changed for path, *changed in files}
     for array, _, bands in selected:
-        path = array.encoding.get("source")
-        if path is None or not os.path.exists(path):
+        path = str(array.encoding.get("source"))
+        if path not in known:
             return uuid4().hex
-        stat = os.stat(path)
         corners = [array[name].values[[0, -1]].tolist() for name in array.dims if name in array.coords]
-        facts.append((str(path), stat.st_size, stat.st_mtime_ns, str(array.name), array.shape, str(corners), bands))
+        facts.append((path, *known[path], str(array.name), array.shape, str(corners), bands))
     return str(tokenize(facts))

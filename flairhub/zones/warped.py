@@ -78,6 +78,10 @@ class WarpedRaster(Raster):
         assert self.source is not None
         return replace(self, source=self.source.with_origin(origin))
 
+    def is_changed(self) -> bool:
+        assert self.source is not None
+        return self.source.is_changed()
+
     def reach(self, rows: Span, cols: Span) -> tuple[Span, Span] | None:
         assert self.source is not None
         size, grid = self._tile_px, self.source.geobox
@@ -215,7 +219,8 @@ def _reproject(values: NDArray[Any], grid: GeoBox, tile: GeoBox, method: Resampl
         planes,
         result,
         src_transform=Affine(*grid.transform),
-        src_crs=grid.crs_wkt,
+        # Of one plane, however written: what differs is a height, which GDAL would need to know to transform.
+        src_crs=tile.crs_wkt if same_crs(grid.crs_wkt, tile.crs_wkt) else grid.crs_wkt,
         dst_transform=Affine(*tile.transform),
         dst_crs=tile.crs_wkt,
         resampling=method,
@@ -262,7 +267,7 @@ def _ratio(raster: Raster, finest: Raster) -> Fraction:
     size, *_ = calculate_default_transform(
         CRS.from_wkt(coarse.crs_wkt), CRS.from_wkt(fine.crs_wkt), coarse.width, coarse.height, *coarse.bounds
     )
-    measured = (coarse.x_res if coarse.crs_wkt == fine.crs_wkt else size.a) / fine.x_res
+    measured = (coarse.x_res if same_crs(coarse.crs_wkt, fine.crs_wkt) else size.a) / fine.x_res
     published = MODALITIES[raster.name].gsd_m / MODALITIES[finest.name].gsd_m
     if raster.name == finest.name:
         return Fraction(1)
@@ -273,4 +278,4 @@ def _ratio(raster: Raster, finest: Raster) -> Fraction:
 
 def _same(a: GeoBox, b: GeoBox) -> bool:
     near = all(abs(x - y) < 1e-6 * b.x_res for x, y in zip(a.bounds, b.bounds, strict=True))
-    return near and (a.height, a.width, a.crs_wkt) == (b.height, b.width, b.crs_wkt)
+    return near and (a.height, a.width) == (b.height, b.width) and same_crs(a.crs_wkt, b.crs_wkt)

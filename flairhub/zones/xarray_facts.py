@@ -15,7 +15,7 @@ from rasterio.crs import CRS
 from rasterio.errors import CRSError
 
 from flairhub.errors import ZoneError
-from flairhub.geo import ALIGNMENT_TOLERANCE_PX, GeoBox
+from flairhub.geo import ALIGNMENT_TOLERANCE_PX, GeoBox, is_rotated
 from flairhub.modalities import Modality
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ def grid_of(array: xr.DataArray, dims: Dims, crs_wkt: str, where: str) -> Grid:
     Raises:
         ZoneError: No or irregular coordinates, or a rotated transform.
     """
-    declared = _transform(array, where)
+    declared = _transform(array, (array.sizes[dims["y"]], array.sizes[dims["x"]]), where)
     axes = {}
     for axis in ("x", "y"):
         name, length = dims[axis], array.sizes[dims[axis]]
@@ -277,7 +277,7 @@ def _roundest(value: float, tolerance: float) -> float:
     return value
 
 
-def _transform(array: xr.DataArray, where: str) -> dict[str, tuple[float, float]] | None:
+def _transform(array: xr.DataArray, shape: tuple[int, int], where: str) -> dict[str, tuple[float, float]] | None:
     """Edge of the first pixel and step to the next along x and y, where an array declares them."""
     declared = array.attrs.get("spatial:transform")
     if declared is not None:
@@ -288,7 +288,7 @@ def _transform(array: xr.DataArray, where: str) -> dict[str, tuple[float, float]
         if text is None:
             return None
         c, a, b, f, d, e = (float(number) for number in str(text).split())
-    if b or d:
+    if is_rotated(a, b, d, e, *shape):
         raise ZoneError(f"{where}: its grid is rotated (transform {(a, b, c, d, e, f)}). Warp it to north-up first.")
     return {"x": (c, a), "y": (f, e)}
 

@@ -13,7 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flairhub.errors import UsageError, ZoneError
-from flairhub.geo import ALIGNMENT_TOLERANCE_PX, MAX_RATIO_DENOMINATOR, GeoBox, crs_name, lattice_of, same_crs
+from flairhub.geo import (
+    ALIGNMENT_TOLERANCE_PX,
+    MAX_RATIO_DENOMINATOR,
+    GeoBox,
+    alignment_tolerance,
+    crs_name,
+    lattice_of,
+    same_crs,
+)
 from flairhub.modalities import INPUTS, MODALITIES
 from flairhub.zones.arrays import edge_array, is_edge
 from flairhub.zones.cubes import region_rasters, zone_cube_rasters
@@ -247,10 +255,8 @@ def _check_fits(raster: Raster, finest: Raster) -> None:
             f"{raster.name}: {raster.where} is in {crs_name(coarse.crs_wkt)}, but {finest.name} ({finest.where}) in "
             f"{crs_name(fine.crs_wkt)}. Warp one of them: a zone has one CRS."
         )
-    tolerance_m = ALIGNMENT_TOLERANCE_PX * fine.x_res
-    # The tolerance, however far the coordinates are from the origin in float64.
-    tolerance_m += 4 * float(np.spacing(max(abs(bound) for bound in fine.bounds)))
-    if any(abs(a - b) > tolerance_m for a, b in zip(fine.bounds, coarse.bounds, strict=True)):
+    tolerance = alignment_tolerance(fine)
+    if any(abs(a - b) > tolerance for a, b in zip(fine.bounds, coarse.bounds, strict=True)):
         raise ZoneError(
             f"{raster.name}: {raster.where} covers {_bounds(coarse)}, but {finest.name} ({finest.where}) covers "
             f"{_bounds(fine)} (left, bottom, right, top; tolerance {ALIGNMENT_TOLERANCE_PX} px). "
@@ -308,4 +314,6 @@ def _dataset(raster: Raster, chunk_px: int) -> xr.Dataset:
 def _read_chunk(raster: Raster, chunk_px: int, block_id: tuple[int, ...] = ()) -> NDArray[Any]:
     row, col = block_id[-2] * chunk_px, block_id[-1] * chunk_px
     rows = (row, min(row + chunk_px, raster.geobox.height))
-    return raster.load(rows, (col, min(col + chunk_px, raster.geobox.width)))[0]
+    values = raster.load(rows, (col, min(col + chunk_px, raster.geobox.width)))[0]
+    raster.check_unchanged()
+    return values

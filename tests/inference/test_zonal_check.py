@@ -12,7 +12,8 @@ import pytest
 
 from flairhub.cli import main
 from flairhub.config import load_zonal_config
-from flairhub.inference.check import check, compare_values
+from flairhub.inference.check import check
+from flairhub.inference.values import compare_values
 from flairhub.models import Network
 from flairhub.prepare import ImagePreparation
 from flairhub.timeseries import SeriesPreparation

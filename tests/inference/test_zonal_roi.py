@@ -234,7 +234,7 @@ def test_a_date_counts_where_a_patch_has_it(other_dates: tuple[PatchFiles, Path]
 
 def test_check_counts_the_dates_that_windows_use(other_dates: tuple[PatchFiles, Path], tmp_path: Path) -> None:
     """One sampled square over all patches: three dates are common, two are each patch's own, a sixth of the pixels."""
-    from flairhub.inference.check import CheckReport, _check_clouds
+    from flairhub.inference.values import CheckReport, _check_clouds
 
     changes = {"cube": str(other_dates[1]), "roi": ROI, "img_pixels_detection": 64, "margin": 0}
     inputs = {f"modalities.inputs.{name}": True for name in SUM}

@@ -23,7 +23,7 @@ from flairhub.models import load_model
 from flairhub.prepare import ImagePreparation
 from flairhub.timeseries import CloudFilter, SeriesPreparation
 from tests.helpers.bundle_makers import ARCH, make_bundle, write_zonal_config
-from tests.helpers.zone_makers import MadeZone, fake_model, make_zone
+from tests.helpers.zone_makers import MadeZone, fake_model, make_zone, write_raster
 
 NORMAL = ImagePreparation((1, 2, 3), None, "custom", (50.0, 51.0, 52.0), (20.0, 21.0, 22.0))
 SERIES = SeriesPreparation((1, 3, 4, 9), average="monthly")
@@ -81,6 +81,38 @@ def test_command_maps_the_zone(
     np.testing.assert_array_equal(found, predict_zone(zone, load_model(bundle))["class"].values)
     saved = load_zonal_config(tmp_path / "out" / "map_config.yaml")
     assert saved.batch_size == 3
+    assert cli("--config", str(path)) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_the_same_command_again_has_nothing_to_do(
+    config: Callable[..., Path], made: MadeZone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raster = tmp_path / "ortho.tif"
+    shutil.copy(made.folder / "AERIAL_RGBI.tif", raster)
+    changes = {"write_confidence": True, "cog_conversion": False, "modalities.AERIAL_RGBI.input_img_path": str(raster)}
+    path = config(changes)
+    first = run_zonal(path)
+    before = {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in (tmp_path / "out").iterdir()}
+    assert cli("--config", str(path)) == 0
+    assert f"{MAP}: complete already, nothing to do." in capsys.readouterr().out.replace("\n", "")
+    again = run_zonal(path)
+    assert again.already_complete
+    assert not first.already_complete
+    assert again.n_computed == 0
+    assert again.maps == first.maps
+    assert (again.nodata_share, again.not_finite, again.n_blocks) == (first.nodata_share, first.not_finite, 1)
+    assert {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in (tmp_path / "out").iterdir()} == before
+    # Another command, a file that is gone or cut off, or other pixels: not finished.
+    assert cli("--config", str(path), "--set", "margin=8") == 2
+    map_file = tmp_path / "out" / MAP
+    content = map_file.read_bytes()
+    map_file.write_bytes(content[:-1])
+    assert cli("--config", str(path)) == 2
+    map_file.write_bytes(content)
+    assert cli("--config", str(path)) == 0
+    write_raster(raster, 99 - made.arrays["AERIAL_RGBI"], 0.2)
+    capsys.readouterr()
     assert cli("--config", str(path)) == 2
     assert "exists already" in capsys.readouterr().err
 
