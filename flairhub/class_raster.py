@@ -6,6 +6,7 @@ through a function of this module.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ NO_CLASS_COLOUR = (235, 235, 235)
 """Grey of pixels without a label or outside the map, in pictures; in rasters they are transparent."""
 
 _PREFIX = "PRED_"
+_NOT_IN_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def paint(classes: NDArray[Any], task: Task) -> NDArray[np.uint8]:
@@ -196,18 +198,23 @@ def _names_of(attributes: Mapping[str, Any]) -> list[str]:
 
 def category_xml(task: Task, language: Language = "en") -> str:
     """Return GDAL's sidecar (`.aux.xml`) with the class names of a map."""
-    names = "".join(f"      <Category>{escape(name)}</Category>\n" for name in task.names_in(language))
+    names = "".join(f"      <Category>{escape(_xml_text(name))}</Category>\n" for name in task.names_in(language))
     return (
         '<PAMDataset>\n  <PAMRasterBand band="1">\n    <CategoryNames>\n'
         f"{names}    </CategoryNames>\n  </PAMRasterBand>\n</PAMDataset>\n"
     )
 
 
+def _xml_text(text: str) -> str:
+    """Return a text without the characters that XML does not have, not even escaped."""
+    return _NOT_IN_XML.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 def qgis_style(task: Task, language: Language = "en") -> str:
     """Return a QGIS style (`.qml`) with the colours and names of a class map."""
     entries = "".join(
-        f'        <paletteEntry value="{row.index}" color="{row.css}" alpha="255" label={quoteattr(name)}/>\n'
-        for row, name in zip(task.classes, task.names_in(language), strict=True)
+        f'        <paletteEntry value="{row.index}" color="{row.css}" alpha="255" label={name}/>\n'
+        for row, name in zip(task.classes, map(quoteattr, map(_xml_text, task.names_in(language))), strict=True)
     )
     return (
         "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -11,6 +12,12 @@ from flairhub.errors import UsageError
 
 IGNORE_INDEX = 255
 """Class index of pixels that have no label: never trained on, never scored, never class 0."""
+
+MAX_CLASSES = IGNORE_INDEX
+"""Classes are stored as uint8, of which 255 stands for none."""
+
+_NO_TEXT = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode categories that no name has: controls, surrogates, line and paragraph breaks."""
 
 Language = Literal["en", "fr"]
 """Languages of the class names."""
@@ -56,6 +63,8 @@ class Task:
         indices = [label_class.index for label_class in self.classes]
         if indices != list(range(len(indices))):
             raise UsageError(f"{self.label}: class indices must be 0..{len(indices) - 1} in order, got {indices}.")
+        if not 1 <= len(indices) <= MAX_CLASSES:
+            raise UsageError(f"{self.label}: got {len(indices)} classes, expected 1 to {MAX_CLASSES}.")
 
     @property
     def n_classes(self) -> int:
@@ -70,6 +79,25 @@ class Task:
     def names_in(self, language: Language) -> tuple[str, ...]:
         """Class names in index order, in one of the two languages."""
         return tuple(row.name_fr if language == "fr" else row.name for row in self.classes)
+
+
+def name_problem(names: Mapping[int, str]) -> str:
+    """Return what is wrong with class names, as a sentence; empty when nothing is.
+
+    Scores, legends and tables go by name: each class needs one of its own, of characters that a file can hold.
+    """
+    seen: dict[str, int] = {}
+    for index, name in names.items():
+        if not isinstance(name, str) or not name.strip():
+            return f"class {index}: got {name!r}, expected a name."
+        wrong = sorted({character for character in name if unicodedata.category(character) in _NO_TEXT})
+        if wrong:
+            return f"class {index}: {name!r} holds the control character {wrong[0]!r}."
+        key = " ".join(unicodedata.normalize("NFC", name).casefold().split())
+        if key in seen:
+            return f"classes {seen[key]} and {index} are both called {name!r}: names must differ."
+        seen[key] = index
+    return ""
 
 
 def parse_colour(text: str) -> tuple[int, int, int]:

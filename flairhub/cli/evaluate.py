@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from flairhub.cli.options import config_option, set_option
+from flairhub.cli.options import config_option, no_lock_option, set_option
 
 
 @click.command()
@@ -21,6 +21,7 @@ from flairhub.cli.options import config_option, set_option
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of the scores  [default: PREDICTIONS/scores]")
 @set_option()
 @click.option("--overwrite", is_flag=True, help="Replace scores that are there.")
+@no_lock_option()
 def command(
     config_paths: tuple[Path, ...],
     predictions: Path,
@@ -28,6 +29,7 @@ def command(
     output: Path | None,
     overrides: tuple[str, ...],
     overwrite: bool,
+    no_lock: bool,
 ) -> None:
     """Score prediction rasters against the labels of the test patches.
 
@@ -45,6 +47,7 @@ def command(
     from flairhub.training import evaluate
 
     with progress_bar() as progress:
-        result = evaluate(config, predictions, cube=cube, output=output, overwrite=overwrite, progress=progress)
+        options = {"overwrite": overwrite, "lock": not no_lock}
+        result = evaluate(config, predictions, cube=cube, output=output, progress=progress, **options)
     console.print(scores_table(result.metrics))
     console.print(f"metrics: {result.metrics_path}", soft_wrap=True, markup=False, highlight=False)

@@ -96,13 +96,13 @@ def _show(table: Table) -> None:
 
 def _describe(source: Path) -> Table:
     from flairhub.config import is_weights_file
-    from flairhub.models import MANIFEST, NetworkSpec, network_parts, read_manifest
+    from flairhub.models import MANIFEST, bundle_spec, network_parts
 
     if is_weights_file(source):
         return _weights_table(source)
     if not (source / MANIFEST).is_file():
         return _configured_table((source,))
-    spec = NetworkSpec.from_json(read_manifest(source)["network"])
+    spec = bundle_spec(source)
     return _parts_table(str(source), network_parts(spec), spec)
 
 

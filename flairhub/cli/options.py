@@ -38,3 +38,8 @@ def set_option() -> Decorator:
         metavar="KEY=VALUE",
         help="Override a key of the configuration; may be repeated, wins over all files.",
     )
+
+
+def no_lock_option() -> Decorator:
+    """Return the option `--no-lock`, given as `no_lock: bool`."""
+    return click.option("--no-lock", is_flag=True, help="For file systems without locks: only a plain lock file.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flairhub.cli.options import config_option, set_option
+from flairhub.cli.options import config_option, no_lock_option, set_option
 
 if TYPE_CHECKING:
     from flairhub.training import TrainResult
@@ -20,11 +20,15 @@ if TYPE_CHECKING:
     "--cube", type=click.Path(path_type=Path), help="Cube to train from; without it paths.cube, else ingest first."
 )
 @set_option()
-@click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run of the same name.")
-def command(config_paths: tuple[Path, ...], cube: Path | None, overrides: tuple[str, ...], overwrite: bool) -> None:
+@click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run of the same name, begin anew.")
+@no_lock_option()
+def command(
+    config_paths: tuple[Path, ...], cube: Path | None, overrides: tuple[str, ...], overwrite: bool, no_lock: bool
+) -> None:
     """Train, predict and score as the configuration's tasks say.
 
-    Results go to <paths.out_folder>/<paths.out_model_name>.
+    Results go to <paths.out_folder>/<paths.out_model_name>. A run that was stopped continues when the same command is
+    given again.
 
     \b
     Examples:
@@ -45,9 +49,11 @@ def command(config_paths: tuple[Path, ...], cube: Path | None, overrides: tuple[
     from flairhub.training import train
 
     with progress_bar() as progress:
-        result = train(config, cube=cube, overwrite=overwrite, progress=progress)
+        result = train(config, cube=cube, overwrite=overwrite, lock=not no_lock, progress=progress)
     if result.rank:
         return
+    if result.already_complete:
+        console.print(f"{result.folder}: complete already, nothing to do.", soft_wrap=True, markup=False)
     if result.metrics:
         console.print(scores_table(result.metrics))
     for name, value in _paths(result):
@@ -63,5 +69,6 @@ def _paths(result: TrainResult) -> list[tuple[str, str]]:
     rows += [(f"predictions {task}", str(folder)) for task, folder in result.predictions.items()]
     if result.skipped_batches:
         rows.append(("skipped batches without a labelled pixel", str(result.skipped_batches)))
-    rows.append(("seconds", ", ".join(f"{phase} {value:.1f}" for phase, value in result.seconds.items())))
+    if not result.already_complete:
+        rows.append(("seconds", ", ".join(f"{phase} {value:.1f}" for phase, value in result.seconds.items())))
     return rows

@@ -40,6 +40,9 @@ _SKELETONS: dict[type[BaseModel], dict[str, Any]] = {
 }
 """The required keys with harmless values, see `_without`."""
 
+_FILLED_SECTIONS = ("paths", "modalities")
+"""Sections of the skeletons whose single keys are required."""
+
 
 def load_train_config(path: Paths | TrainConfig, overrides: Sequence[str] = ()) -> TrainConfig:
     """Load a training configuration.
@@ -166,11 +169,20 @@ def _pruned(value: Any, paths: Sequence[KeyPath], at: KeyPath) -> Any:
     return value
 
 
-def _completed(data: Any, skeleton: Any) -> Any:
-    """Fill in required keys that are missing; the findings that rest on them are dropped."""
-    if not isinstance(skeleton, dict) or not isinstance(data, dict):
-        return data if data else skeleton
-    return {**data, **{key: _completed(data.get(key), entry) for key, entry in skeleton.items()}}
+def _completed(data: Any, skeleton: Mapping[str, Any]) -> Any:
+    """Fill in required keys that are missing; the findings that rest on them are dropped.
+
+    A value that is given stays, `false` and a list of inputs without the skeleton's one too: problems about what
+    nobody asked for would be invented.
+    """
+    result = dict(data) if isinstance(data, Mapping) else {}
+    for key, entry in skeleton.items():
+        given = result.get(key)
+        if given is None:
+            result[key] = entry
+        elif key in _FILLED_SECTIONS and isinstance(given, Mapping):
+            result[key] = _completed(given, entry)
+    return result
 
 
 def _override(document: Document, overrides: Sequence[str]) -> tuple[dict[Any, Any], dict[KeyPath, str]]:

@@ -11,7 +11,7 @@ from flairhub.config.yaml_file import KeyPath
 from flairhub.errors import UsageError
 from flairhub.modalities import INPUTS, Modality
 from flairhub.prepare import Elevation
-from flairhub.tasks import level_sizes, named_task
+from flairhub.tasks import level_sizes, name_problem, named_task
 
 INPUTS_PATH: KeyPath = ("modalities", "inputs")
 
@@ -71,7 +71,7 @@ def check_statistics(
 
 
 def check_classes(label: str, level: int, names: dict[int, str], path: KeyPath) -> Iterator[Problem]:
-    """Class indices are 0..N-1, and N is not another level's number of classes.
+    """Class indices are 0..N-1, N is not another level's number of classes, and names are different texts.
 
     Args:
         label: Name of the label set.
@@ -84,6 +84,9 @@ def check_classes(label: str, level: int, names: dict[int, str], path: KeyPath) 
     except UsageError as error:
         yield Problem(path, str(error).removeprefix(f"{label}: "))
         return
+    problem = name_problem(names)
+    if problem:
+        yield Problem(path, problem)
     sizes = level_sizes(label)
     if names and len(names) in sizes and len(names) != sizes[level - 1]:
         other = sizes.index(len(names)) + 1

@@ -24,7 +24,13 @@ def check_train(config: TrainConfig) -> Iterator[Problem]:
         yield Problem(("hyperparams", "losses"), "every loss has weight 0: nothing would be learned.")
     for label in config.labels:
         if label not in config.labels_configs:
-            yield Problem(("labels_configs", label), "required for this label set, but missing.")
+            yield Problem(("labels_configs", label), "required for this label set, but missing.", (("labels",),))
+    configs = config.labels_configs
+    weights = {label: configs[label].task_weight for label in config.labels if label in configs}
+    if weights and not any(weights.values()):
+        paths = tuple(("labels_configs", label, "task_weight") for label in weights)
+        text = f"{', '.join(weights)}: every task has weight 0: nothing would be learned."
+        yield Problem(("labels_configs",), text, (*paths, ("labels",)))
     for label, options in config.labels_configs.items():
         yield from _check_label(label, options)
 

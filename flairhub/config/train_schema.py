@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, Strict, create_mode
 
 from flairhub.config.base import (
     AverageChoice,
+    BatchSize,
     Channels,
     ClassNames,
     ClassWeights,
@@ -33,6 +34,8 @@ from flairhub.config.base import (
     Percent,
     PlainName,
     Positive,
+    Processes,
+    ProcessesOrZero,
     RefDate,
     Section,
     Statistics,
@@ -113,7 +116,7 @@ class Hyperparams(Section):
     """The optimisation."""
 
     num_epochs: Count = 150
-    batch_size: Count = 5
+    batch_size: BatchSize = 5
     seed: Annotated[int, Strict(), Field(ge=0, lt=2**32)] = 2025
     learning_rate: Positive = 5e-5
     optimizer: OptimizerName = "adamw"
@@ -132,12 +135,12 @@ class Hardware(Section):
     """Where and how fast it runs; no key changes what is computed, `precision` and `compile` apart."""
 
     accelerator: Literal["auto", "gpu", "cpu"] = "auto"
-    num_nodes: Count = 1
-    gpus_per_node: Count = 1
+    num_nodes: Processes = 1
+    gpus_per_node: Processes = 1
     strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"] = "auto"
-    num_workers: CountOrZero = 0
+    num_workers: ProcessesOrZero = 0
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
-    threads: CountOrZero | None = None
+    threads: ProcessesOrZero | None = None
     compile: Flag = False
     scheduler: OptionalText = None
 

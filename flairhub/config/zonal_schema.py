@@ -10,6 +10,7 @@ from pydantic import Field, create_model
 from flairhub.config.base import (
     AverageChoice,
     BandNames,
+    BatchSize,
     Channels,
     ClassNames,
     Count,
@@ -27,6 +28,8 @@ from flairhub.config.base import (
     Percent,
     PlainName,
     Positive,
+    Processes,
+    ProcessesOrZero,
     RefDate,
     Section,
     Statistics,
@@ -142,8 +145,8 @@ class ZonalConfig(Section):
 
     model_weights: FilePath
     use_gpu: Flag | None = None
-    batch_size: Count = 4
-    num_worker: CountOrZero = 0
+    batch_size: BatchSize = 4
+    num_worker: ProcessesOrZero = 0
 
     img_pixels_detection: Count = 512
     margin: CountOrZero = 128
@@ -158,8 +161,8 @@ class ZonalConfig(Section):
     tasks: tuple[ZonalTask, ...] = ()
 
     block_px: Count | None = None
-    workers: CountOrZero | None = None
-    threads: Count | None = None
+    workers: ProcessesOrZero | None = None
+    threads: Processes | None = None
     scheduler: OptionalText = None
     overwrite: Flag = False
 

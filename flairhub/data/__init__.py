@@ -12,6 +12,7 @@ from flairhub.data.augment import (
     undo_dihedral,
 )
 from flairhub.data.batch import Batch, PreparedBatch
+from flairhub.data.batch_reader import check_values
 from flairhub.data.datasets import BatchDataset, PatchDataset
 from flairhub.data.loader import BatchLoader
 from flairhub.data.preparation import Preparation, prepare_batch, prepare_for_training
@@ -32,6 +33,7 @@ __all__ = [
     "Sampler",
     "Transform",
     "apply_dihedral",
+    "check_values",
     "dihedral_codes",
     "prepare_batch",
     "prepare_for_training",

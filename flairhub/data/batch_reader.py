@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from flairhub.cube import Cube
 
 Missing = Literal["error", "drop"]
+
+_CHECKED_AT_ONCE = 16
+_MOST_PROBLEMS = 20
 
 
 class BatchReader:
@@ -88,19 +92,31 @@ class BatchReader:
         masks: dict[str, Tensor] = {}
         present: dict[str, Tensor] = {}
         valid: dict[str, Tensor] = {}
-        for name, preparation in self.preparations.items():
-            has = np.logical_and.reduce([self.cube.present(source)[indices] for source in self._sources(name)])
-            if isinstance(preparation, ImagePreparation):
-                inputs[name], pixels, has = self._read_image(name, preparation, indices, has)
-            else:
-                inputs[name], dates[name], masks[name], pixels, has = self._read_series(name, preparation, indices, has)
+        for name in self.preparations:
+            inputs[name], pixels, has, times = self.read_input(name, indices)
+            if times is not None:
+                dates[name], masks[name] = times
             if not has.all():
                 present[name] = torch.from_numpy(has)
             if pixels is not None:
                 valid[name] = pixels
-        targets = {task.label: self._read_target(task, indices) for task in self.tasks}
+        targets = {task.label: self.read_target(task, indices) for task in self.tasks}
         batch = Batch(inputs, dates, masks, targets, torch.from_numpy(indices.copy()), present, valid)
         return replace(batch, left_out=_leave_out(batch))
+
+    def read_input(
+        self, name: str, indices: NDArray[np.int64]
+    ) -> tuple[Tensor, Tensor | None, NDArray[np.bool_], tuple[Tensor, Tensor] | None]:
+        """Return values, where they hold data, which patches have the input, day offsets and masks of a series.
+
+        Errors as in `read`.
+        """
+        preparation = self.preparations[name]
+        has = np.logical_and.reduce([self.cube.present(source)[indices] for source in self._sources(name)])
+        if isinstance(preparation, ImagePreparation):
+            return *self._read_image(name, preparation, indices, has), None
+        values, dates, masks, pixels, has = self._read_series(name, preparation, indices, has)
+        return values, pixels, has, (dates, masks)
 
     def _sources(self, name: str) -> list[str]:
         """The modality itself and, where its dates are filtered while reading, the quality mask."""
@@ -221,7 +237,8 @@ class BatchReader:
                 values[i, :count], offsets[i, :count], valid[i, :count] = entry.values, entry.offsets, entry.valid
         return buffer, torch.from_numpy(offsets), torch.from_numpy(valid)
 
-    def _read_target(self, task: Task, indices: NDArray[np.int64]) -> Tensor:
+    def read_target(self, task: Task, indices: NDArray[np.int64]) -> Tensor:
+        """Return the labels of patches, (patch, y, x) uint8; errors as in `read`."""
         array = self.cube.array(task.label)
         has = self.cube.present(task.label)[indices]
         buffer, values = self._ring.take((len(indices), *array.shape[2:]), np.dtype(np.uint8))
@@ -236,6 +253,64 @@ class BatchReader:
                 "Declare the classes in labels_configs.value_name."
             )
         return buffer
+
+
+def check_values(
+    cube: Cube,
+    indices: NDArray[np.int64],
+    preparations: Mapping[str, Preparation],
+    tasks: Sequence[Task],
+    missing: Missing = "error",
+) -> None:
+    """Read what may be unusable of some patches, so that a run ends before its first step and not after its last.
+
+    What the tables of the cube show to be usable is not read.
+
+    Args:
+        cube: Where the patches are.
+        indices: (patch,) cube positions.
+        preparations: By modality.
+        tasks: Labels.
+        missing: See `BatchReader`.
+
+    Raises:
+        DataError: Images without a valid pixel, series without a usable date, labels outside the nomenclature; the
+            message names the patches.
+    """
+    inputs = preparations if missing == "error" else {}
+    doubtful = {name: entry for name, entry in inputs.items() if _may_lack(cube, name, entry)}
+    reader = BatchReader(cube, doubtful, tasks, missing)
+    looks: list[Callable[[NDArray[np.int64]], Any]] = []
+    looks += [partial(reader.read_input, name) for name in doubtful]
+    looks += [partial(reader.read_target, task) for task in tasks if _may_exceed(cube, task)]
+    problems: list[str] = []
+    for look, start in product(looks, range(0, len(indices), _CHECKED_AT_ONCE)):
+        try:
+            look(indices[start : start + _CHECKED_AT_ONCE])
+        except DataError as error:
+            problems.append(str(error))
+            if len(problems) == _MOST_PROBLEMS:
+                break
+    if problems:
+        raise DataError("\n".join(problems))
+
+
+def _may_lack(cube: Cube, name: str, preparation: Preparation) -> bool:
+    """True unless the cube's tables show that each patch has a pixel, or date, to use."""
+    statistics = cube.info(name).get("statistics")
+    if statistics is None or any(entry["invalid"] for entry in statistics):
+        return True
+    if isinstance(preparation, ImagePreparation):
+        # A few bands of integers can hold nodata alone where all of them together do not.
+        few = preparation.channels is not None or preparation.elevation is not None
+        return few and cube.array(name).dtype.kind != "f" and not cube.validity(name).everywhere(cube.array(name).dtype)
+    return preparation.cloud_filter is not None or not cube.series(name).n_dates[cube.present(name)].all()
+
+
+def _may_exceed(cube: Cube, task: Task) -> bool:
+    """True unless the cube's counts show that no label is outside the nomenclature."""
+    counts = cube.info(task.label).get("class_counts")
+    return counts is None or any(counts[task.level - 1][task.n_classes :])
 
 
 def _leave_out(batch: Batch) -> int:

@@ -20,12 +20,14 @@ from flairhub.demo.writing import (
     write_geopackage,
     write_raster,
     write_table,
+    writing_demo,
 )
 from flairhub.modalities import LABELS, MODALITIES
 from flairhub.progress import Progress, silent
 
 log = logging.getLogger(__name__)
 
+THREADS = 2
 _METADATA = "GLOBAL_ALL_MTD"
 _ROI_KINDS = ("AF-S1", "UF-S2", "AU-S1", "FA-S2")
 
@@ -98,7 +100,7 @@ def make_demo_data(
     *,
     plan: DemoPlan = DemoPlan(),  # noqa: B008  (frozen)
     overwrite: bool = False,
-    workers: int = 2,
+    workers: int = THREADS,
     progress: Progress = silent,
 ) -> DemoData:
     """Make a small data set in the published FLAIR-HUB layout, a zone, and configurations for both.
@@ -116,7 +118,17 @@ def make_demo_data(
 
     Raises:
         OutputExistsError: The folder exists and is not empty.
+        LockError: Another process makes a demo there.
+        DataError: The system refuses to write: full disk, no permission, ...
     """
+    with writing_demo(folder):
+        return make_in_folder(folder, seed, plan, overwrite, workers, progress)
+
+
+def make_in_folder(
+    folder: str | Path, seed: int, plan: DemoPlan, overwrite: bool, workers: int, progress: Progress
+) -> DemoData:
+    """Do what `make_demo_data` says, for the holder of `writing_demo`."""
     root = prepare_folder(folder, seed, overwrite)
     data, zone = root / "data", root / "zone"
     (data / _METADATA).mkdir(parents=True)

@@ -16,7 +16,8 @@ from flairhub.class_raster import prediction_files, read_class_raster
 from flairhub.confusion import confusion_matrix, strict_scores
 from flairhub.demo.area import DemoPlan
 from flairhub.demo.configs import IGNORED_COSIA
-from flairhub.demo.dataset import DemoData, make_demo_data
+from flairhub.demo.dataset import THREADS, DemoData, make_in_folder
+from flairhub.demo.writing import writing_demo
 from flairhub.jobs import folder_bytes
 from flairhub.modalities import MODALITIES
 from flairhub.progress import Progress, silent
@@ -106,10 +107,17 @@ def run_demo(
 
     Raises:
         OutputExistsError: The folder holds something already.
+        LockError: Another process makes a demo there.
+        DataError: The system refuses to write: full disk, no permission, ...
     """
+    with writing_demo(folder):
+        return _run(folder, seed, plan, overwrite, progress)
+
+
+def _run(folder: str | Path, seed: int, plan: DemoPlan, overwrite: bool, progress: Progress) -> DemoResult:
     seconds: dict[str, float] = {}
     with _timed(seconds, "make data"):
-        data = make_demo_data(folder, seed, plan=plan, overwrite=overwrite, progress=progress)
+        data = make_in_folder(folder, seed, plan, overwrite, THREADS, progress)
     with _timed(seconds, "ingest"):
         report = _ingest(data, progress)
     with _one_thread():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,28 @@ from numpy.typing import NDArray
 from flairhub.demo.seasons import Dates
 from flairhub.errors import OutputExistsError
 from flairhub.geo import geopackage_time
+from flairhub.jobs import output_folder, refusals, writer_lock
 
 CRS = "EPSG:2154"
 
 MARKER = "flairhub-demo.json"
 """File that marks a folder as made by the demo."""
+
+
+@contextmanager
+def writing_demo(folder: str | Path) -> Iterator[None]:
+    """Hold the right to write the folder of a demo.
+
+    Raises:
+        LockError: Another process makes a demo there.
+        DataError: The system refuses: full disk, no permission, ...
+    """
+    root = Path(folder).expanduser().absolute()
+    with ExitStack() as stack:
+        stack.enter_context(refusals(root, what="cannot be read or written"))
+        stack.enter_context(output_folder(root.parent))
+        stack.enter_context(writer_lock(root, "demo"))
+        yield
 
 
 def prepare_folder(folder: str | Path, seed: int, overwrite: bool) -> Path:

@@ -5,7 +5,7 @@ from inspect import Signature, signature
 from types import ModuleType
 from typing import Any
 
-from flairhub.ingest.run import IngestReport, ingest
+from flairhub.ingest.run import IngestReport, ingest, nodata_classes
 from flairhub.ingest.tables import read_csv
 from flairhub.ingest.zone_ingest import ZoneIngestReport, ingest_zone
 
@@ -14,6 +14,7 @@ __all__ = [
     "ZoneIngestReport",
     "ingest",
     "ingest_zone",
+    "nodata_classes",
     "read_csv",
 ]
 

@@ -40,7 +40,8 @@ class _PeriodMeans:
 class _Patch:
     """An encoded patch: `bands` of images and series, or `counts` (level, 256) of labels, tell what it holds.
 
-    `nodata` is the number that stands for no data among its values; `mask` says what that number and NaN cannot.
+    `nodata` is the number that stands for no data among its values, of labels a class that has no pixels by it; `mask`
+    says what that number and NaN cannot.
     """
 
     chunks: list[tuple[bytes, ...]]
@@ -216,7 +217,9 @@ def _encode_label(job: Job, row: int, raster: Raster) -> _Patch:
         where = f"{job.files[row]}: level {level + 1}"
         stored, counts[level] = _class_indices(values, raster.nodata, n_classes, where, job.modality)
         chunks.append(job.spec.codec.encode_parts(stored))
-    return _Patch(chunks, [], raster.origin, counts=counts)
+    nodata, most = raster.nodata, max(job.level_sizes)
+    is_class = nodata is not None and 0 <= nodata < most and nodata == int(nodata)
+    return _Patch(chunks, [], raster.origin, counts=counts, nodata=nodata if is_class else None)
 
 
 def _class_indices(

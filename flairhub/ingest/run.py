@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,12 +35,17 @@ from flairhub.ingest.store import StoreKind, StoreRun, reading, writing
 from flairhub.jobs import folder_bytes, is_disk_full, job_workers, run_jobs, to_disk, usable_cores, write_file
 from flairhub.modalities import MODALITIES, modality
 from flairhub.progress import Progress, silent
-from flairhub.tasks import level_sizes
+from flairhub.tasks import default_task, level_sizes
 
 if TYPE_CHECKING:
     from flairhub.config import Paths, TrainConfig
 
+logger = logging.getLogger(__name__)
+
 REPORT = "report.json"
+
+NODATA_CLASSES = "nodata_classes"
+"""Attribute of label groups: how many files declare a class as nodata."""
 
 MAX_SKIPPED = 0.01
 """Default share of files that may be bad before an ingest with `on_error="skip"` counts as failed."""
@@ -249,6 +256,12 @@ def _fill(store: StoreRun, plan: Plan, origins: Origins) -> None:
         tallies = [result.tally for job in jobs if (result := store.done[job.id].result) is not None]
         whole = add_all(tallies)
         attributes = summarise(whole, MODALITIES[group.name].bands, plan.level_sizes[group.name])
+        if plan.level_sizes[group.name] and whole.nodata:
+            numbers = Counter(int(number) for _, number in whole.nodata)
+            attributes[NODATA_CLASSES] = {str(number): numbers[number] for number in sorted(numbers)}
+            whole = replace(whole, nodata=())
+            for text in nodata_classes(group.name, attributes):
+                logger.warning("%s", text)
         results[group.name] = GroupResult(present, attributes, *whole.tables(len(present)))
     if not any(result.present.any() for result in results.values()):
         raise DataError(f"{store.path}: every patch was skipped, the cube would be empty.")
@@ -274,6 +287,23 @@ def _report(store: StoreRun, plan: Plan, already_complete: bool, max_skipped: fl
         seconds=time.perf_counter() - started,
         already_complete=already_complete,
     )
+
+
+def nodata_classes(label: str, attributes: Mapping[str, Any], names: Sequence[str] = ()) -> list[str]:
+    """Return a sentence per class that label files declare as nodata: its pixels count nowhere.
+
+    Args:
+        label: Name of the label set.
+        attributes: Of its group.
+        names: Class names; empty = the published ones of the first level.
+    """
+    known = names or default_task(label).names
+    declared = {int(number): count for number, count in attributes.get(NODATA_CLASSES, {}).items()}
+    return [
+        f"{label}: {count} files declare {number} as nodata, which is class {number}"
+        f"{f' ({known[number]})' if number < len(known) else ''}: its pixels in them are no labels and count nowhere."
+        for number, count in declared.items()
+    ]
 
 
 def skipped_patches(jobs: Sequence[Job], done: dict[str, Entry]) -> list[tuple[str, str, str]]:

@@ -3,7 +3,7 @@
 from flairhub.jobs.engine import Stopped, Workers, job_workers, run_jobs, usable_cores
 from flairhub.jobs.faults import reach
 from flairhub.jobs.journal import Journal
-from flairhub.jobs.lock import writer_lock
+from flairhub.jobs.lock import locks_around, writer_lock
 from flairhub.jobs.placement import (
     FileWriter,
     discard_folder,
@@ -22,21 +22,26 @@ from flairhub.jobs.placement import (
     write_file,
     write_text,
 )
+from flairhub.jobs.refusals import check_writable, output_folder, refusals
 
 __all__ = [
     "FileWriter",
     "Journal",
     "Stopped",
     "Workers",
+    "check_writable",
     "discard_folder",
     "explained",
     "file_checksum",
     "folder_bytes",
     "is_disk_full",
     "job_workers",
+    "locks_around",
+    "output_folder",
     "place_folder",
     "placed",
     "reach",
+    "refusals",
     "remove_leftovers",
     "run_jobs",
     "sha256_of",

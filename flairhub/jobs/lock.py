@@ -6,8 +6,8 @@ import errno
 import json
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -86,6 +86,27 @@ def writer_lock(target: Path, noun: str, lock: bool = True) -> Iterator[None]:
     path = target.with_name(target.name + ".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked_by_system(path, target, noun) if lock else _locked_by_file(path, target, noun):
+        yield
+
+
+@contextmanager
+def locks_around(path: Path, noun: str, is_target: Callable[[Path], bool], lock: bool = True) -> Iterator[None]:
+    """Hold the right to write in all targets that a path lies in, and refuse where one is being written.
+
+    Args:
+        path: File or folder that is added to a target; it need not exist.
+        noun: What targets are, for the message.
+        is_target: Tells which of the folders around the path are targets.
+        lock: Use the locks of the file system; see `writer_lock`.
+
+    Raises:
+        LockError: As `writer_lock`.
+    """
+    with ExitStack() as stack:
+        for parent in reversed(path.resolve().parents):
+            is_written = bool(parent.name) and parent.with_name(f"{parent.name}.lock").exists()
+            if is_written or is_target(parent):
+                stack.enter_context(writer_lock(parent, noun, lock))
         yield
 
 
@@ -185,7 +206,7 @@ def _refusal(path: Path, target: Path, noun: str, holder: Holder | None, lock: b
     if not lock or (holder is not None and not holder.by_system):
         # Nobody takes it away from a process of another machine.
         way_out += f" If it has ended, remove {path}."
-    return LockError(f"{target}: {holder or 'another process'} is writing this {noun}. {way_out}")
+    return LockError(f"{target} is in use: {holder or 'another process'} is writing this {noun}. {way_out}")
 
 
 def _record(by_system: bool) -> bytes:

@@ -42,6 +42,9 @@ def placed(path: Path, durable: bool = False) -> Iterator[Path]:
     Raises:
         OSError: The file system refuses; nothing of the new file is kept.
     """
+    if path.exists() and not path.is_file():
+        # A folder, or a device: renaming would put a file in the place of /dev/null.
+        raise FileExistsError(errno.EEXIST, "Not a regular file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flairhub.config import SeriesOptions
-from flairhub.models.bundle import MANIFEST, Model, load_model, read_manifest, save_bundle
+from flairhub.models.bundle import MANIFEST, Model, bundle_spec, load_model, read_manifest, save_bundle
 from flairhub.models.convert import convert
 from flairhub.models.network import Network, Output
 from flairhub.models.network_spec import NetworkSpec, network_spec
@@ -22,6 +22,7 @@ __all__ = [
     "Part",
     "SeriesOptions",
     "build_network",
+    "bundle_spec",
     "convert",
     "load_into",
     "load_model",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,19 +20,23 @@ from torch import Tensor
 
 from flairhub.errors import FlairhubError, OutputExistsError, WeightsError
 from flairhub.jobs import place_folder, sha256_of, write_text
-from flairhub.modalities import modality
+from flairhub.modalities import LABELS, modality
 from flairhub.models.network import Network
 from flairhub.models.network_spec import NetworkSpec
 from flairhub.models.weights_files import read_tensors
 from flairhub.prepare import ImagePreparation
 from flairhub.shown import facts_html
-from flairhub.tasks import LabelClass, Task
-from flairhub.timeseries import SeriesPreparation
+from flairhub.tasks import LabelClass, Task, level_sizes, name_problem
+from flairhub.timeseries import SeriesPreparation, parse_ref_date
 from flairhub.version import __version__
 
 FORMAT = 1
 MANIFEST = "model.json"
 WEIGHTS = "weights.safetensors"
+
+_LARGEST_COUNT = 10**6
+_LARGEST_SIZE = 2**14
+"""Channels, classes, pixels of a sample."""
 
 Preparation = ImagePreparation | SeriesPreparation
 
@@ -147,19 +152,20 @@ def load_model(path: str | Path | Model, device: str | torch.device = "cpu") -> 
         return path
     path = Path(path)
     manifest = read_manifest(path)
-    try:
-        spec = NetworkSpec.from_json(manifest["network"])
-        preparations = {name: _preparation(name, manifest["inputs"][name]["preparation"]) for name in spec.inputs}
-        tasks = tuple(_task(row) for row in manifest["tasks"])
-        ref_date = manifest["ref_date"]
-    except (KeyError, TypeError, ValueError, AttributeError, FlairhubError) as error:
-        raise WeightsError(f"{path / MANIFEST}: not a usable model description ({error!r}).") from error
+    described = _described(manifest, path / MANIFEST)
     tensors = bundle_tensors(path)
-    network = Network(spec)
-    missing, unexpected = network.load_state_dict(tensors, strict=False)
-    if missing or unexpected:
-        raise WeightsError(f"{path / WEIGHTS}: missing tensors {missing[:5]}, unexpected {unexpected[:5]}.")
+    network = _filled(described.spec, tensors, path / WEIGHTS)
+    spec, preparations, tasks, ref_date = described.spec, described.preparations, described.tasks, described.ref_date
     return Model(network.to(device).eval(), spec, preparations, tasks, ref_date, manifest)
+
+
+def bundle_spec(path: Path) -> NetworkSpec:
+    """Return what the network of a bundle is, without its weights.
+
+    Raises:
+        WeightsError: The bundle is missing, damaged, or describes no network.
+    """
+    return _described(read_manifest(path), path / MANIFEST).spec
 
 
 def bundle_tensors(path: Path) -> dict[str, Tensor]:
@@ -191,12 +197,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(file.read_text("utf-8"))
         digest, expected = _digest({k: v for k, v in manifest.items() if k != "sha256"}), manifest.get("sha256")
-    except (ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{file}: damaged: {error}.") from error
-    if not isinstance(manifest.get("format"), int) or manifest["format"] > FORMAT:
-        raise WeightsError(
-            f"{file}: bundle format {manifest.get('format')}, this version reads up to {FORMAT}. Update flairhub."
-        )
+    version = manifest.get("format")
+    if not _is_count(version):
+        raise WeightsError(f"{file}: bundle format {version!r}, expected {FORMAT}.")
+    if version > FORMAT:
+        raise WeightsError(f"{file}: bundle format {version}, this version reads up to {FORMAT}. Update flairhub.")
     if digest != expected:
         raise WeightsError(f"{file}: damaged or edited: sha256 {digest}, expected {expected}. Copy the bundle again.")
     return manifest
@@ -218,14 +225,161 @@ def _check_fit(
             raise WeightsError(f"{name}: the preparation gives {got} channels, the network takes {channels}.")
 
 
-def _preparation(name: str, fields: Mapping[str, Any]) -> Preparation:
-    kind = SeriesPreparation if modality(name).is_series else ImagePreparation
-    return kind.from_json(fields)
+# --- from a manifest, which anybody may have written: every field is looked at
+
+
+@dataclass(frozen=True)
+class _Described:
+    """What `model.json` says."""
+
+    spec: NetworkSpec
+    preparations: dict[str, Preparation]
+    tasks: tuple[Task, ...]
+    ref_date: str
+
+
+def _described(manifest: Mapping[str, Any], file: Path) -> _Described:
+    """Turn a manifest into objects.
+
+    Raises:
+        WeightsError: A field is missing or does not fit; names it.
+    """
+    try:
+        spec = NetworkSpec.from_json(_network_fields(manifest["network"]))
+        ref_date = manifest["ref_date"]
+        parse_ref_date(ref_date)
+        inputs = manifest["inputs"]
+        _expect(set(inputs) == set(spec.inputs), "inputs", list(inputs), f"those of the network, {list(spec.inputs)}")
+        bands = {name: _bands(name, inputs[name]["bands"]) for name in spec.inputs}
+        preparations = {
+            name: _preparation(name, inputs[name]["preparation"], len(bands[name]), ref_date) for name in spec.inputs
+        }
+        rows = manifest["tasks"]
+        _expect(isinstance(rows, list) and len(rows) == len(spec.tasks), "tasks", rows, "one entry per task")
+        tasks = tuple(map(_task, rows))
+        _expect(isinstance(manifest.get("training", {}), dict), "training", manifest.get("training"), "a mapping")
+        _check_fit(spec, preparations, tasks, bands)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, FlairhubError) as error:
+        text = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise WeightsError(f"{file}: not a usable model description: {text}") from error
+    return _Described(spec, preparations, tasks, ref_date)
+
+
+def _expect(fits: bool, field: str, got: Any, wanted: str) -> None:
+    if not fits:
+        raise ValueError(f"{field}: got {got!r}, expected {wanted}.")
+
+
+def _is_count(value: Any, low: int = 1, high: int = _LARGEST_COUNT) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and low <= value <= high
+
+
+def _network_fields(fields: Any) -> Mapping[str, Any]:
+    """Check the types that `NetworkSpec` would convert."""
+    for key in ("inputs", "sizes", "tasks"):
+        for name, count in fields.get(key, {}).items():
+            _expect(_is_count(count, high=_LARGEST_SIZE), f"network.{key}.{name}", count, "a small whole number")
+    for name, share in fields.get("modality_dropout", {}).items():
+        _expect(_is_number(share, 0, 1), f"network.modality_dropout.{name}", share, "a share between 0 and 1")
+    other, arch, aux = fields.get("other_classes", 0), fields.get("arch", ""), fields.get("aux", [])
+    _expect(_is_count(other, 0, _LARGEST_SIZE), "network.other_classes", other, "a small whole number")
+    _expect(isinstance(arch, str), "network.arch", arch, "text")
+    _expect(isinstance(aux, list), "network.aux", aux, "a list of modalities")
+    return fields
+
+
+def _bands(name: str, values: Any) -> list[str]:
+    texts = isinstance(values, list) and all(isinstance(value, str) and value.strip() for value in values)
+    different = texts and len(set(values)) == len(values) > 0
+    _expect(different, f"inputs.{name}.bands", values, "a list of different names")
+    return list(values)
+
+
+def _preparation(name: str, fields: Mapping[str, Any], n_bands: int, ref_date: str) -> Preparation:
+    row, where = modality(name), f"inputs.{name}.preparation"
+    channels = fields.get("channels")
+    if channels is not None:
+        fit = isinstance(channels, list) and channels and all(_is_count(value, 1, n_bands) for value in channels)
+        fit = fit and len(set(channels)) == len(channels)
+        _expect(bool(fit), f"{where}.channels", channels, f"different numbers of the {n_bands} bands")
+    if row.is_series:
+        return _series_preparation(where, fields, bool(row.quality_mask), ref_date)
+    for key in ("means", "stds"):
+        numbers = fields.get(key, [])
+        fit = isinstance(numbers, list) and all(map(_is_number, numbers))
+        _expect(fit, f"{where}.{key}", numbers, "a list of finite numbers")
+    preparation = ImagePreparation.from_json(fields)
+    if preparation.elevation is not None:
+        heights = row.is_elevation and n_bands == 2 and channels is None
+        _expect(heights, f"{where}.elevation", preparation.elevation, "null: these are no surface and terrain heights")
+    if preparation.normalisation == "custom":
+        n_channels = preparation.n_channels(n_bands)
+        _expect(len(preparation.means) == n_channels, f"{where}.means", preparation.means, f"{n_channels} numbers")
+    return preparation
+
+
+def _series_preparation(where: str, fields: Mapping[str, Any], has_mask: bool, ref_date: str) -> SeriesPreparation:
+    rule = fields.get("cloud_filter")
+    if rule is not None:
+        _expect(has_mask, f"{where}.cloud_filter", rule, "null: the modality has no quality mask")
+        for key, high in (("max_cloud", 100), ("max_snow", 100), ("max_frac", 1)):
+            _expect(_is_number(rule[key], 0, high), f"{where}.cloud_filter.{key}", rule[key], f"0 to {high}")
+    own = fields.get("ref_date", ref_date)
+    _expect(own == ref_date, f"{where}.ref_date", own, f"that of the bundle, {ref_date}")
+    return SeriesPreparation.from_json(fields)
 
 
 def _task(row: Mapping[str, Any]) -> Task:
-    classes = tuple(LabelClass(**{**entry, "colour": tuple(entry["colour"])}) for entry in row["classes"])
-    return Task(row["label"], row["level"], classes)
+    label, level, where = row["label"], row["level"], f"tasks.{row['label']}"
+    _expect(label in LABELS, "tasks.label", label, f"one of {', '.join(LABELS)}")
+    _expect(_is_count(level, 1, len(level_sizes(label))), f"{where}.level", level, "a level of the label set")
+    classes = []
+    for entry in row["classes"]:
+        index, colour = entry["index"], entry["colour"]
+        _expect(_is_count(index, 0), f"{where}.index", index, "a whole number")
+        fit = isinstance(colour, list) and len(colour) == 3 and all(_is_count(part, 0, 255) for part in colour)
+        _expect(fit, f"{where}.{index}.colour", colour, "three whole numbers from 0 to 255")
+        french = name_problem({index: entry["name_fr"]})
+        _expect(not french, f"{where}.{index}.name_fr", entry["name_fr"], french)
+        classes.append(LabelClass(**{**entry, "colour": tuple(colour)}))
+    problem = name_problem({entry.index: entry.name for entry in classes})
+    _expect(not problem, f"{where}.classes", [entry.name for entry in classes], f"other names: {problem}")
+    return Task(label, level, tuple(classes))
+
+
+def _filled(spec: NetworkSpec, tensors: Mapping[str, Tensor], weights: Path) -> Network:
+    """Build the network with its weights.
+
+    Raises:
+        WeightsError: It cannot be built, or other tensors belong to it.
+    """
+    try:
+        # Shapes first: what a wrong description asks for may not fit into memory.
+        with torch.device("meta"):
+            wanted = {name: value.shape for name, value in Network(spec).state_dict().items()}
+    except Exception as error:
+        raise WeightsError(
+            f"{weights.parent / MANIFEST}: no network can be built of it ({type(error).__name__}: {error})."
+        ) from error
+    missing = [name for name in wanted if name not in tensors]
+    unexpected = [name for name in tensors if name not in wanted]
+    if missing or unexpected:
+        raise WeightsError(f"{weights}: missing tensors {missing[:5]}, unexpected {unexpected[:5]}.")
+    for name, tensor in tensors.items():
+        if tensor.shape != wanted[name]:
+            got, expected = list(tensor.shape), list(wanted[name])
+            raise WeightsError(f"{weights}: {name}: has the shape {got}, the network of {MANIFEST} {expected}.")
+    network = Network(spec)
+    for name, value in network.state_dict().items():
+        if value.is_floating_point() != tensors[name].is_floating_point():
+            raise WeightsError(f"{weights}: {name}: holds {tensors[name].dtype} numbers, expected {value.dtype}.")
+    network.load_state_dict(tensors)
+    return network
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from flairhub.config import MultitempModel, TrainConfig, input_preparations, label_tasks
 from flairhub.errors import OutputExistsError
-from flairhub.jobs import sha256_of
+from flairhub.jobs import output_folder, refusals, sha256_of
 from flairhub.modalities import modality
-from flairhub.models.bundle import save_bundle
+from flairhub.models.bundle import MANIFEST, save_bundle
 from flairhub.models.network_spec import network_spec
 from flairhub.models.published import Accounting, read_published
 
@@ -29,7 +29,7 @@ def convert(
     """Make a bundle of published weights.
 
     Args:
-        weights: File, one of `WEIGHTS_SUFFIXES`.
+        weights: File, one of `WEIGHTS_SUFFIXES`, or a bundle.
         config: The configuration that the weights were trained with, or a zonal one for them.
         bundle: Folder to make.
         reinit_heads: Start heads of another number of classes, and first convolutions of another number of
@@ -43,10 +43,19 @@ def convert(
     Raises:
         OutputExistsError: The bundle exists.
         WeightsError: The weights are unusable or do not fit the configuration.
+        DataError: The system refuses to write: full disk, no permission, ...
     """
     weights, bundle = Path(weights), Path(bundle)
     if bundle.exists() and not overwrite:
         raise OutputExistsError(f"{bundle} exists already. Choose another place or pass --overwrite.")
+    # Tried before anything is read.
+    with refusals(bundle), output_folder(bundle.parent):
+        return _convert(weights, config, bundle, reinit_heads, partial)
+
+
+def _convert(
+    weights: Path, config: TrainConfig | ZonalConfig, bundle: Path, reinit_heads: bool, partial: bool
+) -> Accounting:
     spec = network_spec(config)
     network, accounting = read_published(weights, spec, reinit_heads=reinit_heads, partial=partial)
     if isinstance(config, TrainConfig):
@@ -62,7 +71,7 @@ def convert(
         bands={name: modality(name).bands for name in spec.inputs},
         training={
             "converted_from": weights.name,
-            "converted_sha256": sha256_of(weights),
+            "converted_sha256": sha256_of(weights / MANIFEST if weights.is_dir() else weights),
             "tensors": accounting.counts(),
             "reinitialised": accounting.reinitialised,
         },

@@ -30,6 +30,8 @@ _WRAPPERS = ("model.", "module.", "_orig_mod.")
 _POSITION_TABLE = ".relative_position_bias_table"
 _COMPUTED_BUFFERS = ("relative_position_index", "relative_coords_table", "attn_mask")
 _STRIDES = (4, 8, 16, 32)
+_REINIT = "flairhub model convert WEIGHTS --config CONFIG -o START.bundle --reinit-heads"
+"""What makes weights for another number of classes or channels, which training then starts from."""
 # The DeepLabV3 decoder was a plain sequence before smp 0.5.
 _DEEPLABV3_NAMES = {"decoder.0.": "decoder.aspp.", "decoder.1.": "decoder.conv.", "decoder.2.": "decoder.bn."}
 
@@ -136,7 +138,7 @@ def load_into(network: Network, path: str | Path, *, reinit_heads: bool = False,
         WeightsError: As `read_published`.
     """
     path = Path(path)
-    tensors = _strip(bundle_tensors(path) if path.is_dir() else read_tensors(path), path)
+    tensors = _strip(_read(path), path)
     accounting = _assign(network, tensors, reinit_heads, dry_run=True)
     if not accounting.complete and not partial:
         raise WeightsError(_explain(path, accounting, network.spec))
@@ -144,8 +146,12 @@ def load_into(network: Network, path: str | Path, *, reinit_heads: bool = False,
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a weights file, names without the prefixes of Lightning, DDP and torch.compile."""
-    return _strip(read_tensors(path), path)
+    """Read a weights file or a bundle's weights, names without the prefixes of Lightning, DDP and torch.compile."""
+    return _strip(_read(path), path)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    return bundle_tensors(path) if path.is_dir() else read_tensors(path)
 
 
 def _strip(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -336,7 +342,7 @@ def _explain(path: Path, accounting: Accounting, spec: NetworkSpec) -> str:
         else:
             lines.append(line + ".")
             continue
-        lines.append(line + "; correct the configuration, or start it anew with --reinit-heads).")
+        lines.append(f"{line}; correct the configuration, or make a start of it: `{_REINIT}`).")
     for kind in ("mismatched", "missing", "unexpected"):
         names = [item[0] if isinstance(item, tuple) else item for item in getattr(accounting, kind)]
         if names:

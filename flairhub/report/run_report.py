@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from flairhub.baselines import find_baseline
 from flairhub.config import TrainConfig, label_tasks, load_train_config
 from flairhub.errors import DataError, FlairhubError
-from flairhub.jobs import write_text
+from flairhub.jobs import check_writable, locks_around, refusals, write_text
 from flairhub.report.charts import save_confusion, save_curves
 from flairhub.report.patch_panels import example_rows, save_panels
 from flairhub.tasks import Task
@@ -57,7 +57,13 @@ class ClassRow:
     share: float
 
 
-def write_html(run: str | Path, *, cube: str | Path | Cube | None = None, output: str | Path | None = None) -> Path:
+def write_html(
+    run: str | Path,
+    *,
+    cube: str | Path | Cube | None = None,
+    output: str | Path | None = None,
+    lock: bool = True,
+) -> Path:
     """Write the report of a run.
 
     Args:
@@ -65,40 +71,51 @@ def write_html(run: str | Path, *, cube: str | Path | Cube | None = None, output
         cube: Where patches for the pictures are; without it the configuration's. The report has no pictures of
             patches when there is none, and says why.
         output: The file; without it `report.html` in the run's folder.
+        lock: Use the locks of the file system; False only where it has none.
 
     Returns:
         The written file.
 
     Raises:
         DataError: The folder holds no scores, or the file cannot be written.
+        LockError: Another process writes the run that the file goes to, or the file system has no locks.
     """
+    folder = Path(run)
+    target = Path(output) if output is not None else folder / "report.html"
+    with locks_around(target, "run", folder.resolve().__eq__, lock):
+        facts = read_run(folder)
+        # Tried before anything is drawn.
+        with refusals(target):
+            if target.exists() and not target.is_file():
+                raise DataError(f"{target}: is no file. Give the name of the HTML file.")
+            check_writable(target.parent)
+        text = _html(facts, cube)
+        with refusals(target):
+            write_text(target, text)
+    return target
+
+
+def _html(facts: RunFacts, cube: str | Path | Cube | None) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    facts = read_run(run)
-    target = Path(output) if output is not None else facts.folder / "report.html"
     environment = Environment(
         loader=PackageLoader("flairhub.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters |= {"percent": _percent, "span": _span}
     with tempfile.TemporaryDirectory() as folder:
         pictures = Path(folder)
-        text = environment.get_template("report.html").render(
+        return environment.get_template("report.html").render(
             name=facts.config.paths.out_model_name,
             inputs=facts.config.modalities.active,
             arch=facts.config.models.monotemp_model.arch if _has_images(facts) else None,
             metrics=facts.metrics,
             tasks=[_task_section(facts, task, cube, pictures) for task in facts.tasks],
             curves=_curves(facts, pictures),
-            best=max(facts.history, key=lambda entry: entry["val_miou"], default=None),
+            best=max(facts.history, key=lambda entry: _number(entry["val_miou"]), default=None),
             epochs=len(facts.history),
             config_text=facts.config_text,
             versions=_versions(facts),
         )
-    try:
-        write_text(target, text)
-    except OSError as error:
-        raise DataError(f"{target}: cannot be written: {error}") from error
-    return target
 
 
 def _has_images(facts: RunFacts) -> bool:

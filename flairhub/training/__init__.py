@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flairhub.training.evaluation import evaluate
 from flairhub.training.loaders import loader, patches
-from flairhub.training.phases import TrainResult, train
+from flairhub.training.phases import train
+from flairhub.training.train_result import TrainResult
 
 __all__ = ["TrainResult", "evaluate", "loader", "patches", "train"]

@@ -43,8 +43,35 @@ def check_resumable(path: Path, network: Mapping[str, Any], epochs: int) -> None
         WeightsError: Missing or damaged.
         TrainingError: It holds weights only, belongs to another network, or has done all epochs.
     """
+    finished = len(_full_state(path, network)["history"])
+    if finished >= epochs:
+        raise TrainingError(
+            f"{path}: has finished epoch {finished} and hyperparams.num_epochs is {epochs}: nothing "
+            "is left to train. Raise num_epochs, or set tasks.train: false."
+        )
+
+
+def finished_state(path: Path, network: Mapping[str, Any], epochs: int, config_sha256: str) -> dict[str, Any] | None:
+    """Return what the last checkpoint of a stopped run remembers when its training was over; None when it was not.
+
+    Args:
+        path: The checkpoint.
+        network: JSON of the configured network's spec.
+        epochs: Configured number of epochs.
+        config_sha256: Of the configuration; early stopping by another one does not count.
+
+    Raises:
+        WeightsError: Missing or damaged.
+        TrainingError: It holds weights only, or belongs to another network.
+    """
+    state = _full_state(path, network)
+    stopped = state.get("stopped") and state.get("config_sha256") == config_sha256
+    return state if stopped or len(state["history"]) >= epochs else None
+
+
+def _full_state(path: Path, network: Mapping[str, Any]) -> dict[str, Any]:
     content = read_checkpoint(path)
-    state = content.get(STATE_KEY)
+    state: dict[str, Any] | None = content.get(STATE_KEY)
     if state is None or not content.get("optimizer_states"):
         raise TrainingError(
             f"{path}: holds weights but no optimizer state of flairhub, so training cannot be resumed from it. Give "
@@ -60,12 +87,7 @@ def check_resumable(path: Path, network: Mapping[str, Any], epochs: int) -> None
             f"{path}: belongs to another network than the configured one ({details}). Resume with the configuration "
             "of that run."
         )
-    finished = len(state["history"])
-    if finished >= epochs:
-        raise TrainingError(
-            f"{path}: has finished epoch {finished} and hyperparams.num_epochs is {epochs}: nothing "
-            "is left to train. Raise num_epochs, or set tasks.train: false."
-        )
+    return state
 
 
 def load_weights(network: nn.Module, path: Path) -> None:

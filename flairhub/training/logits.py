@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -67,6 +68,22 @@ def most_probable(scores: Tensor) -> Tensor:
     """
     classes = scores.argmax(dim=1).to(torch.uint8)
     return classes.masked_fill_(~finite_pixels(scores.float(), 1), IGNORE_INDEX)
+
+
+def patches_not_finite(outputs: Iterable[Tensor]) -> Tensor:
+    """Return (patch,) bool, which patches have a logit that is not a finite number, without a look at the host.
+
+    Args:
+        outputs: Each (patch, class, y, x), of the same patches.
+    """
+    flags = [~finite_pixels(logits.float(), 1).flatten(1).all(dim=1) for logits in outputs]
+    return torch.stack(flags).any(dim=0)
+
+
+def is_finite(network: nn.Module) -> bool:
+    """True when all weights and running statistics are finite numbers."""
+    numbers = (value for value in network.state_dict().values() if value.is_floating_point())
+    return all(bool(value.isfinite().all()) for value in numbers)
 
 
 def _probabilities(logits: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from flairhub.confusion import (
 from flairhub.errors import TrainingError
 from flairhub.not_finite import too_many_not_finite
 from flairhub.training.losses import TaskObjective
-from flairhub.training.run_folder import RunFolder, write_atomically, write_text
+from flairhub.training.run_folder import RunFolder, null_for_undefined, write_atomically, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,9 @@ def write_report(
         write_atomically(folder.confusion / f"{task.label}.npy", _npy_writer(matrix))
         write_text(folder.confusion / f"{task.label}.csv", _matrix_csv(matrix, task.names))
         write_text(folder.patch_scores / f"{task.label}.csv", _patches_csv(sums, objective, patch_ids))
-    write_text(folder.metrics, json.dumps(_null_for_nan(report), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(
+        folder.metrics, json.dumps(null_for_undefined(report), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    )
 
 
 def _patches_csv(sums: ConfusionSums, objective: TaskObjective, patch_ids: Sequence[str]) -> str:
@@ -129,14 +131,6 @@ def _patches_csv(sums: ConfusionSums, objective: TaskObjective, patch_ids: Seque
         scores = [f"{value:.6f}" for value in (accuracy(counts), macro_mean(class_iou(counts)))] if pixels else ["", ""]
         writer.writerow([patch_ids[index], patch.domain, pixels, *scores])
     return text.getvalue()
-
-
-def _null_for_nan(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _null_for_nan(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_null_for_nan(entry) for entry in value]
-    return None if isinstance(value, float) and np.isnan(value) else value
 
 
 def _npy_writer(matrix: NDArray[np.int64]) -> Any:

@@ -26,7 +26,7 @@ from flairhub.data import (
 from flairhub.errors import TrainingError
 from flairhub.models import Network
 from flairhub.training.log_images import triptych
-from flairhub.training.logits import batch_confusion, network_output
+from flairhub.training.logits import batch_confusion, is_finite, network_output, patches_not_finite
 from flairhub.training.losses import ClassLoss, Criterion, class_loss, present_target
 from flairhub.training.optimizers import Plateau, Schedule, build_optimizer, update_mean
 
@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 STATE_KEY = "flairhub"
 """Where a checkpoint keeps what is ours: network, plateau state, history, counters."""
+
+_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class SegmentationModule(pl.LightningModule):
         hyperparams: Hyperparams,
         augmentation: PreProcessings,
         saving: Saving,
+        config_sha256: str = "",
     ):
         """Wrap a network; nothing is computed.
 
@@ -83,11 +86,12 @@ class SegmentationModule(pl.LightningModule):
             hyperparams: Optimizer, schedule, seed, running mean.
             augmentation: Symmetries, brightness and contrast of training patches.
             saving: Steps between two entries in the log, validation patches drawn in it.
+            config_sha256: What the checkpoints belong to.
         """
         super().__init__()
         self.model, self.criterion, self.preparations = network, criterion, preparations
         self.hyperparams, self.augmentation, self.saving = hyperparams, augmentation, saving
-        self.patch_ids = patch_ids
+        self.patch_ids, self.config_sha256 = patch_ids, config_sha256
         self.schedule = Schedule(
             hyperparams.scheduler,
             hyperparams.learning_rate,
@@ -103,7 +107,8 @@ class SegmentationModule(pl.LightningModule):
         self.mean_updates = 0
         self._loss_sum, self._loss_count = 0.0, 0
         self._reduced = False
-        self._unchecked: list[tuple[Tensor, Tensor]] = []
+        self._unchecked: list[tuple[Tensor, Tensor, int]] = []
+        self._not_finite: list[tuple[Tensor, Tensor]] = []
         self._confusion: dict[str, Tensor] = {}
         self._losses: dict[tuple[str, str], ClassLoss] = {}
         self._last_start = perf_counter()
@@ -173,7 +178,7 @@ class SegmentationModule(pl.LightningModule):
         prepared = batch.batch
         logits, aux = network_output(self.model, prepared, aux=True)
         loss, parts = self.criterion(logits, aux, prepared.targets, prepared.present)
-        self._unchecked.append((loss.detach(), prepared.index))
+        self._unchecked.append((loss.detach(), prepared.index, self.trainer.global_step))
         if self.device.type == "cpu" or len(self._unchecked) >= self.saving.progress_rate:
             self._check_losses()
         self._log_step(batch, loss, parts)
@@ -185,13 +190,13 @@ class SegmentationModule(pl.LightningModule):
         Raises:
             TrainingError: One is NaN or infinite; names the patches of its batch.
         """
-        for loss, index in self._unchecked:
+        for loss, index, step in self._unchecked:
             value = float(loss)
             if not np.isfinite(value):
                 ids = ", ".join(self.patch_ids[i] for i in index.tolist())
                 raise TrainingError(
-                    f"epoch {self.current_epoch}: the loss is {value} for the batch of patches {ids}. Checkpoints of "
-                    "earlier epochs are kept. Lower hyperparams.learning_rate or look at these patches."
+                    f"epoch {self.current_epoch}: the loss is {value} for the batch of patches {ids} (step {step}). "
+                    "Checkpoints of earlier epochs are kept. Lower hyperparams.learning_rate or look at these patches."
                 )
             self._loss_sum, self._loss_count = self._loss_sum + value, self._loss_count + 1
         self._unchecked.clear()
@@ -218,12 +223,13 @@ class SegmentationModule(pl.LightningModule):
         if self._left_out:
             logger.info("left %d labelled pixels out of the losses: no input holds data there", self._left_out)
             self._left_out = 0
-        self._confusion, self._losses = {}, {}
+        self._confusion, self._losses, self._not_finite = {}, {}, []
 
     def validation_step(self, batch: Step, batch_idx: int) -> None:
         """Add the batch to confusion matrices and loss sums."""
         prepared = batch.batch
         logits, aux = network_output(self.evaluated, prepared, aux=True)
+        self._not_finite.append((patches_not_finite([*logits.values(), *aux.values()]), prepared.index))
         if batch_idx == 0:
             self._draw(prepared, logits)
         for objective in self.criterion.objectives:
@@ -256,6 +262,7 @@ class SegmentationModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Turn the sums of all batches and ranks into scores; update the plateau rule and the history."""
+        self._check_logits()
         self._reduce_sums()
         entry: dict[str, Any] = {"epoch": self.current_epoch, "step": self.trainer.global_step}
         entry["lr"] = self.schedule.rate(max(self.trainer.global_step - 1, 0), self.plateau)
@@ -281,6 +288,24 @@ class SegmentationModule(pl.LightningModule):
         logger.info(
             "epoch %(epoch)d: train_loss %(train_loss).4f val_loss %(val_loss).4f val_miou %(val_miou).4f", entry
         )
+
+    def _check_logits(self) -> None:
+        """Raise where the network gave logits that are not finite: whoever takes their maximum gets class 0.
+
+        Raises:
+            TrainingError: Names epoch, step and patches.
+        """
+        bad = [index.cpu()[flags.cpu()] for flags, index in self._not_finite]
+        positions = torch.cat(bad).tolist() if bad else []
+        if positions:
+            ids = ", ".join(self.patch_ids[i] for i in positions[:_NAMED])
+            more = f" and {len(positions) - _NAMED} more" if len(positions) > _NAMED else ""
+            reason = "" if is_finite(self.evaluated) else " Its weights are NaN or infinite: it has diverged."
+            raise TrainingError(
+                f"epoch {self.current_epoch}, step {self.trainer.global_step}: the network gives logits that are not "
+                f"finite numbers for the validation patches {ids}{more}.{reason} Earlier checkpoints are kept. Lower "
+                "hyperparams.learning_rate, set hyperparams.gradient_clip, or look at these patches."
+            )
 
     def _reduce_sums(self) -> None:
         if self.trainer.world_size == 1:
@@ -325,7 +350,7 @@ class SegmentationModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is ours, in plain types that a safe load accepts."""
         self._check_losses()
-        if not all(bool(value.isfinite().all()) for value in self.model.parameters()):
+        if not (is_finite(self.model) and is_finite(self.evaluated)):
             raise TrainingError(
                 f"epoch {self.current_epoch}: weights are not finite after step {self.trainer.global_step}. The "
                 "checkpoints that are there are kept. Lower hyperparams.learning_rate or set hyperparams.gradient_clip."
@@ -335,6 +360,8 @@ class SegmentationModule(pl.LightningModule):
             sums = self.trainer.strategy.reduce(sums, reduce_op="sum")  # type: ignore[assignment]
         checkpoint[STATE_KEY] = {
             "network": self.model.spec.to_json(),
+            "config_sha256": self.config_sha256,
+            "stopped": bool(self.trainer.should_stop),
             "plateau": self.plateau.to_json(),
             "history": self.history,
             "skipped_batches": self.skipped_batches,

@@ -1,14 +1,17 @@
-"""The folder of a run: where everything lies, and how it is written so that a killed run leaves no half files."""
+"""The folder of a run: where everything lies, who may write it, and how, so that a killed run leaves no half files."""
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from flairhub.errors import DataError, OutputExistsError
-from flairhub.jobs import placed
+from flairhub.errors import OutputExistsError
+from flairhub.jobs import locks_around, output_folder, placed, refusals, writer_lock
 from flairhub.tasks import Task
 
 
@@ -26,6 +29,11 @@ class RunFolder:
     def config(self) -> Path:
         """Resolved configuration."""
         return self.root / "config.yaml"
+
+    @property
+    def state(self) -> Path:
+        """Whose run it is and what is finished, see `run_state.py`."""
+        return self.root / "run.jsonl"
 
     @property
     def inputs(self) -> Path:
@@ -81,6 +89,25 @@ class RunFolder:
         """Folder of a task's prediction rasters."""
         return self.root / "predictions" / (task if isinstance(task, str) else task.label)
 
+    @contextmanager
+    def writing(self, lock: bool = True) -> Iterator[None]:
+        """Hold the right to write the folder, which is tried before anything is computed.
+
+        Args:
+            lock: Use the locks of the file system; see `flairhub.jobs.writer_lock`.
+
+        Raises:
+            LockError: Another process writes it, or the file system has no locks.
+            DataError: The system refuses: full disk, no permission, a file of that name, ...
+        """
+        root = self.root.resolve()
+        with ExitStack() as stack:
+            stack.enter_context(refusals(self.root, what="cannot be read or written"))
+            stack.enter_context(output_folder(root.parent))
+            stack.enter_context(writer_lock(root, "run", lock))
+            stack.enter_context(output_folder(root))
+            yield
+
     @property
     def _results(self) -> list[Path]:
         """What cannot be made again at once."""
@@ -88,8 +115,11 @@ class RunFolder:
         scores = [self.metrics, self.confusion, self.patch_scores]
         return [self.checkpoints, self.bundle, self.history, *scores, predictions]
 
-    def check_training(self) -> None:
+    def check_training(self, owner: str = "an earlier run") -> None:
         """Refuse to train where results lie.
+
+        Args:
+            owner: Whose results they are, for the message.
 
         Raises:
             OutputExistsError: The folder holds results.
@@ -97,7 +127,7 @@ class RunFolder:
         present = [path.name for path in self._results if path.exists()]
         if present:
             raise OutputExistsError(
-                f"{self.root}: holds results of an earlier run ({', '.join(present)}). Choose another "
+                f"{self.root}: holds results of {owner} ({', '.join(present)}). Choose another "
                 "paths.out_model_name, pass --overwrite to replace it, or resume with "
                 f"tasks.train_tasks.resume_training_from_ckpt and paths.ckpt_model_path: {self.last_checkpoint}."
             )
@@ -118,6 +148,8 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what an earlier run wrote; anything else in the folder stays."""
+        # First of all: what is half removed must not look like a run to go on with.
+        _remove([self.state])
         _remove([*self._results, self.config, self.inputs, self.logs])
 
     def clear_predictions(self, tasks: Iterable[Task]) -> None:
@@ -143,11 +175,17 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         DataError: The file system refuses.
     """
-    try:
-        with placed(path) as partial:
-            write(partial)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error}") from error
+    with refusals(path), placed(path) as partial:
+        write(partial)
+
+
+def null_for_undefined(value: Any) -> Any:
+    """Return a JSON-ready value with null for the numbers that JSON does not have: NaN and infinity."""
+    if isinstance(value, Mapping):
+        return {key: null_for_undefined(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [null_for_undefined(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_text(path: Path, text: str) -> None:
@@ -157,3 +195,25 @@ def write_text(path: Path, text: str) -> None:
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def writing_inside(path: Path, lock: bool = True) -> Iterator[None]:
+    """Hold the right to write in all runs that a path lies in; for what adds something to a run.
+
+    Args:
+        path: File or folder.
+        lock: Use the locks of the file system; see `flairhub.jobs.writer_lock`.
+
+    Raises:
+        LockError: Another process writes one of them, or the file system has no locks.
+    """
+    with refusals(path, what="cannot be read or written"), locks_around(path, "run", _is_run, lock):
+        yield
+
+
+def _is_run(path: Path) -> bool:
+    folder = RunFolder(path)
+    return folder.config.is_file() and any(
+        entry.exists() for entry in (folder.state, folder.checkpoints, folder.metrics)
+    )

@@ -25,14 +25,17 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from flairhub.config import Saving
 from flairhub.data import BatchLoader
 from flairhub.errors import TrainingError
-from flairhub.jobs import placed
+from flairhub.jobs import placed, refusals
 from flairhub.progress import Progress, silent
 from flairhub.training.checkpoints import read_checkpoint, strip_optimizer
 from flairhub.training.module import SegmentationModule
-from flairhub.training.run_folder import RunFolder, write_text
+from flairhub.training.run_folder import RunFolder, null_for_undefined, write_text
 from flairhub.training.training_plan import TrainingPlan
 
 logger = logging.getLogger(__name__)
+
+GO_ON = "Run the same command again to continue."
+"""What an interrupt says."""
 
 
 def build_trainer(plan: TrainingPlan, progress: Progress = silent, bar: bool = False) -> pl.Trainer:
@@ -122,6 +125,7 @@ def fit(
         resume: Full checkpoint to continue from, checked with `check_resumable`.
 
     Raises:
+        DataError: The disk is full.
         TrainingError: The loss is not finite, or Lightning refuses the settings.
         KeyboardInterrupt: Interrupted; the checkpoints of finished epochs are there.
     """
@@ -135,16 +139,15 @@ def fit(
         # Lightning turns Ctrl-C into an exit of its own, and ignores any further one.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, on_interrupt)
-        raise KeyboardInterrupt from stopped
+        raise KeyboardInterrupt(GO_ON) from stopped
     except MisconfigurationException as error:
         raise TrainingError(f"Lightning cannot train with these settings: {error}") from error
     if trainer.interrupted:
-        raise KeyboardInterrupt
-    if trainer.is_global_zero:
-        _finish_checkpoints(plan.folder, plan.config.saving)
+        raise KeyboardInterrupt(GO_ON)
 
 
-def _finish_checkpoints(folder: RunFolder, saving: Saving) -> None:
+def finish_checkpoints(folder: RunFolder, saving: Saving) -> None:
+    """Leave of the last checkpoint what the configuration asks for; before, it is needed to go on. Safe to repeat."""
     last = folder.last_checkpoint
     if not last.exists():
         return
@@ -182,7 +185,7 @@ class WholeFiles(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint; see Lightning's `CheckpointIO`."""
 
-        with placed(Path(path), durable=True) as partial, partial.open("wb") as stream:
+        with refusals(Path(path)), placed(Path(path), durable=True) as partial, partial.open("wb") as stream:
             torch.save(checkpoint, stream)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -292,4 +295,5 @@ class RunReporter(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Write the history so far."""
         if trainer.is_global_zero:
-            write_text(self._folder.history, json.dumps(pl_module.history, indent=1) + "\n")
+            history = null_for_undefined(pl_module.history)
+            write_text(self._folder.history, json.dumps(history, indent=1, allow_nan=False) + "\n")

@@ -80,9 +80,10 @@ class TrainingPlan:
 def training_plan(config: TrainConfig) -> TrainingPlan:
     """Compute what follows from a configuration."""
     spec = network_spec(config)
+    folder = RunFolder(Path(config.paths.out_folder) / config.paths.out_model_name)
     return TrainingPlan(
         config=config,
-        folder=RunFolder(Path(config.paths.out_folder) / config.paths.out_model_name),
+        folder=folder,
         preparations=input_preparations(config),
         objectives=tuple(
             TaskObjective(
@@ -94,8 +95,21 @@ def training_plan(config: TrainConfig) -> TrainingPlan:
             for task in label_tasks(config)
         ),
         spec=spec,
-        config_hash=config_hash(config),
+        config_hash=config_hash(_uninterrupted(config, folder)),
     )
+
+
+def _uninterrupted(config: TrainConfig, folder: RunFolder) -> TrainConfig:
+    """Return the configuration of the run that is gone on with: what follows is the same, and so is its hash."""
+    start, path = config.tasks.train_tasks, config.paths.ckpt_model_path
+    own = path is not None and path.resolve() == folder.last_checkpoint.resolve()
+    if not (config.tasks.trains and start.resume_training_from_ckpt and own):
+        return config
+    tasks = config.tasks.model_copy(
+        update={"train_tasks": start.model_copy(update={"resume_training_from_ckpt": False})}
+    )
+    paths = config.paths.model_copy(update={"ckpt_model_path": None})
+    return config.model_copy(update={"tasks": tasks, "paths": paths})
 
 
 def split_indices(cube: Cube, split: str, csv: Path | None) -> NDArray[np.int64]:

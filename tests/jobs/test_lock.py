@@ -44,7 +44,7 @@ def ended_process() -> int:
 def test_the_second_is_refused_naming_the_first_and_the_file_goes_away(tmp_path: Path, lock: bool) -> None:
     target = tmp_path / "new" / "c.zarr"
     message = (
-        rf"^{target}: process {os.getpid()} on {re.escape(socket.gethostname())} "
+        rf"^{target} is in use: process {os.getpid()} on {re.escape(socket.gethostname())} "
         r"\(since \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00\) is writing this cube. Wait for it, or stop it."
     )
     with writer_lock(target, "cube", lock):
@@ -70,7 +70,7 @@ def test_links_share_one_lock(tmp_path: Path, lock: bool) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "real")
     with (
         writer_lock(tmp_path / "link", "map", lock),
-        pytest.raises(LockError, match=rf"^{tmp_path}/real: .* is writing this map"),
+        pytest.raises(LockError, match=rf"^{tmp_path}/real is in use: .* is writing this map"),
         writer_lock(tmp_path / "real", "map", lock),
     ):
         pass

@@ -72,7 +72,16 @@ def test_convert_refuses_what_does_not_fit(files: tuple[Path, Path], tmp_path: P
     assert not (tmp_path / "bundle").exists()
     result = invoke("convert", weights, "--config", other, "-o", tmp_path / "bundle", "--reinit-heads")
     assert "reinitialised" in result.output
-    assert fh.load_model(tmp_path / "bundle").manifest["training"]["reinitialised"]
+    reinitialised = fh.load_model(tmp_path / "bundle").manifest["training"]["reinitialised"]
+    assert reinitialised
+    # A bundle is a source, too; and whoever starts from it with other classes is given the whole command.
+    few = {LC: {"value_name": {0: "other", 1: "tree", 2: "house"}}}
+    other.write_text(yaml.safe_dump(values | {"labels": [LC], "labels_configs": few}))
+    invoke("convert", weights, "--config", config, "-o", tmp_path / "lc.bundle")
+    with pytest.raises(WeightsError, match=r"`flairhub model convert .* --reinit-heads`"):
+        invoke("convert", tmp_path / "lc.bundle", "--config", other, "-o", tmp_path / "few.bundle")
+    invoke("convert", tmp_path / "lc.bundle", "--config", other, "-o", tmp_path / "few.bundle", "--reinit-heads")
+    assert fh.load_model(tmp_path / "few.bundle").spec.tasks == {LC: 3}
 
 
 def test_info_of_each_kind_of_source(files: tuple[Path, Path], tmp_path: Path) -> None:

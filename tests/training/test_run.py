@@ -235,8 +235,9 @@ def test_the_log_holds_scores_and_waiting_time(run: Run) -> None:
 
 def test_an_existing_run_is_kept(run: Run, configure: Configure, learnable_cube: Path) -> None:
     before = (run.result.folder / "history.json").stat().st_mtime_ns
-    with pytest.raises(OutputExistsError, match="holds results of an earlier run") as caught:
-        train(configure(run.folder, **MULTIMODAL), cube=learnable_cube)
+    assert train(configure(run.folder, **MULTIMODAL), cube=learnable_cube).already_complete
+    with pytest.raises(OutputExistsError, match="holds results of a finished run with another configuration") as caught:
+        train(configure(run.folder, **{**MULTIMODAL, "hardware": {"precision": "bf16-mixed"}}), cube=learnable_cube)
     assert caught.value.exit_code == 2
     assert "--overwrite" in str(caught.value)
     assert "resume_training_from_ckpt" in str(caught.value)
@@ -261,8 +262,10 @@ def test_predicting_again_gives_the_same_scores(
     path = next(result.predictions[LAND].iterdir())
     with pytest.warns(rasterio.errors.NotGeoreferencedWarning), rasterio.open(path) as source:
         assert source.crs is None
+    assert train(config, cube=learnable_cube).already_complete
+    other = predict_config(run, configure, tmp_path, hyperparams={"batch_size": 3})
     with pytest.raises(OutputExistsError, match="holds predictions already"):
-        train(config, cube=learnable_cube)
+        train(other, cube=learnable_cube)
     # Weights of our own checkpoints load like published ones.
     checkpoint = run.result.folder / "checkpoints" / "best.ckpt"
     again = predict_config(

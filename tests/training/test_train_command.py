@@ -54,9 +54,11 @@ def test_it_trains_and_says_what_came_out(
         assert str(path) in shown
         assert path.exists()
     assert json.loads((folder / "metrics.json").read_text())["split"] == "test"
-    # Again without --overwrite: refused, nothing lost.
+    # Again: nothing to do; another configuration without --overwrite: refused. Nothing is lost.
     before = (folder / "metrics.json").stat().st_mtime_ns
-    code, message = fails(command, capsys)
+    main(["train", *command])
+    assert "complete already, nothing to do" in capsys.readouterr().out
+    code, message = fails([*command, "--set", "hyperparams.seed=3"], capsys)
     assert code == 2
     assert "OutputExistsError" in message
     assert "--overwrite" in message
