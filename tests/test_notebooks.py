@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tests.helpers.waiting import HANG_S
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 LONG = {"02_train"}
-"""Trains: minutes on a busy machine."""
+"""Trains for longer; 03 to 05 train as well, on less."""
 
 
 def marked(path: Path) -> object:
@@ -40,5 +41,15 @@ def test_notebook_holds_no_output(path: Path) -> None:
     assert path.stat().st_size < 20_000
 
 
-def test_there_are_four() -> None:
-    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04"]
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_imports_what_is_public(path: Path) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    code = "".join("".join(cell["source"]) + "\n" for cell in content["cells"] if cell["cell_type"] == "code")
+    imported = {line.split(" import ")[0] for line in code.splitlines() if re.match(r"(from|import) flairhub", line)}
+    assert imported <= {"import flairhub as fh", "from flairhub.demo"}
+    assert "import flairhub as fh" in code
+    assert code.count("dashboard_address") == code.count('"dashboard_address": "127.0.0.1:')
+
+
+def test_there_are_five() -> None:
+    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05"]
