@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 ALIGNMENT_TOLERANCE_PX = 0.01
 """How far grids may be off before they count as different, in pixels of the finer grid."""
 
+_AREA_TOLERANCE = 0.01
+
 MAX_RATIO_DENOMINATOR = 5
 """Grids fit when the ratio of their pixels is a multiple of 1/5 at most: the published 10.24 m over 0.2 m is 256/5."""
 
@@ -33,7 +35,7 @@ class GeoBox:
 
     Attributes:
         crs_wkt: Coordinate reference system as WKT; empty = none.
-        x_min: Left edge of the left column, CRS units (metres).
+        x_min: Left edge of the left column, CRS units.
         y_max: Upper edge of the upper row.
         x_res: Pixel width, above 0.
         y_res: Pixel height, above 0.
@@ -48,6 +50,21 @@ class GeoBox:
     y_res: float
     height: int
     width: int
+
+    @property
+    def metres(self) -> float:
+        """Length of the unit of its CRS in metres; 1 where it is unknown, or no length."""
+        return metres_per_unit(self.crs_wkt) or 1.0
+
+    @property
+    def x_res_m(self) -> float:
+        """Pixel width in metres."""
+        return self.x_res * self.metres
+
+    @property
+    def pixel_m2(self) -> float:
+        """Area of a pixel in square metres of its CRS's plane; see `area_note`."""
+        return self.x_res * self.y_res * self.metres**2
 
     @property
     def x_max(self) -> float:
@@ -140,6 +157,40 @@ def geobox_of(dataset: Any, where: str, read: Read | None = None) -> GeoBox:
     return GeoBox(wkt, c, f, a, -e, dataset.height, dataset.width)
 
 
+GEOGRAPHIC = "a geographic CRS has no metres. Warp it to a projected one first, e.g. gdalwarp -t_srs EPSG:2154 IN OUT."
+"""What to say about a grid in degrees."""
+
+
+def is_geographic(wkt: str) -> bool:
+    """True for a CRS whose coordinates are angles."""
+    from rasterio.crs import CRS
+
+    return bool(wkt) and bool(CRS.from_wkt(wkt).is_geographic)
+
+
+def area_note(box: GeoBox) -> str:
+    """Say how areas counted in pixels differ from those on the ground, where that is more than a hundredth.
+
+    The scale of areas is that of the map projection at the middle of the grid.
+    """
+    import pyproj
+
+    if not box.crs_wkt or metres_per_unit(box.crs_wkt) is None:
+        return ""
+    crs = pyproj.CRS.from_wkt(horizontal_wkt(box.crs_wkt))
+    if crs.geodetic_crs is None:
+        return ""
+    middle = (box.x_min + box.x_max) / 2, (box.y_min + box.y_max) / 2
+    place = pyproj.Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True).transform(*middle)
+    scale = pyproj.Proj(crs).get_factors(*place).areal_scale
+    if not abs(scale - 1) > _AREA_TOLERANCE:
+        return ""
+    return (
+        f"Areas are counted in the plane of {crs_name(box.crs_wkt)}, which at the middle of the map shows them "
+        f"{scale:.3f} times as large as they are. Reproject to an equal-area CRS (EPSG:3035 in Europe) to measure."
+    )
+
+
 def is_rotated(a: float, b: float, d: float, e: float, height: int, width: int) -> bool:
     """True when the terms of rotation move a corner of the raster by more than the alignment tolerance.
 
@@ -228,6 +279,8 @@ def metres_per_unit(wkt: str) -> float | None:
 
     try:
         crs = CRS.from_wkt(wkt)
+        if not crs.is_projected and crs.is_geographic:
+            return None
         factor = float(crs.linear_units_factor[1])
     except CRSError:
         return None

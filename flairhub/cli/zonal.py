@@ -79,6 +79,7 @@ def _draw(result: ZonalResult) -> list[Path]:
     """Draw a picture beside every map."""
     import rasterio
 
+    from flairhub.geo import metres_per_unit
     from flairhub.report import save_quicklook
 
     pictures = []
@@ -88,7 +89,8 @@ def _draw(result: ZonalResult) -> list[Path]:
             step = max(1, -(-max(dataset.shape) // 1600))
             shape = tuple(-(-length // step) for length in dataset.shape)
             classes = dataset.read(1, out_shape=shape)
-            gsd_m = dataset.transform.a * dataset.width / shape[1]
+            unit_m = metres_per_unit(dataset.crs.to_wkt()) or 1.0
+            gsd_m = dataset.transform.a * unit_m * dataset.width / shape[1]
         path = file.path.with_suffix(".png")
         pictures.append(save_quicklook(path, classes, file.classes, gsd_m=gsd_m, title=file.path.stem))
     return pictures

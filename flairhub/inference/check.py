@@ -10,6 +10,7 @@ import numpy as np
 
 from flairhub.config import Paths, ZonalConfig, load_zonal_config
 from flairhub.errors import ConfigError, FlairhubError
+from flairhub.geo import area_note
 from flairhub.inference.configured import extras_of, open_zone, style_of, try_output, zone_model
 from flairhub.inference.map_plan import MapPlan, fitted, map_sizes, plan_map, source_bytes_per_px
 from flairhub.inference.model_ref import ModelRef
@@ -67,13 +68,15 @@ def _weights_exist(config: ZonalConfig) -> None:
 
 def _grid_facts(report: CheckReport, zone: Zone) -> None:
     box = zone.geobox
-    area_km2 = box.height * box.x_res * box.width * box.y_res / 1e6
-    report.facts.append(("zone", f"{box.height} x {box.width} px of {box.x_res:g} m, {area_km2:.3g} km2"))
+    area_km2 = box.height * box.width * box.pixel_m2 / 1e6
+    report.facts.append(("zone", f"{box.height} x {box.width} px of {box.x_res_m:g} m, {area_km2:.3g} km2"))
+    if note := area_note(box):
+        report.note(note)
     for raster in zone.everything:
         dates = "" if raster.dates is None else f"{len(raster.dates)} dates x "
         grid = raster.geobox
         bands = f"{len(raster.bands)} bands {raster.dtype}"
-        report.facts.append((raster.name, f"{grid.height} x {grid.width} px of {grid.x_res:g} m, {dates}{bands}"))
+        report.facts.append((raster.name, f"{grid.height} x {grid.width} px of {grid.x_res_m:g} m, {dates}{bands}"))
         compare_with_published(report, raster)
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from flairhub.data import Preparation
 from flairhub.errors import UsageError, ZoneError
-from flairhub.geo import GeoBox, metres_per_unit
+from flairhub.geo import GeoBox
 from flairhub.inference.model_ref import ModelRef
 from flairhub.inference.resample import output_length, output_ratio
 from flairhub.inference.windows import AxisWindows, block_edges, chunk_length, plan_axis
@@ -191,8 +191,7 @@ def output_ratio_of(zone: Zone, sizes: Sizes) -> Fraction:
         UsageError: The output pixel is larger than the zone, or fits its pixels in no simple ratio.
     """
     box = zone.geobox
-    pixel_m = box.x_res * (metres_per_unit(box.crs_wkt) or 1.0)
-    size_m = max(box.height, box.width) * pixel_m
+    size_m, pixel_m = max(box.height, box.width) * box.x_res_m, box.x_res_m
     if sizes.output_px_m is not None and sizes.output_px_m > size_m:
         raise UsageError(f"output_px_meters: {sizes.output_px_m:g} m, but the zone is only {size_m:g} m long.")
     return output_ratio(sizes.output_px_m, pixel_m)

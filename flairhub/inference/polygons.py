@@ -14,12 +14,15 @@ from rasterio.features import rasterize, shapes
 from rasterio.transform import Affine
 from shapely.geometry import shape as to_shape
 
-from flairhub.geo import GeoBox, geopackage_time
+from flairhub.geo import GeoBox, area_note, geopackage_time
 from flairhub.tasks import IGNORE_INDEX
 
 Span = tuple[int, int]
 ReadPiece = Callable[[Span, Span], tuple[NDArray[np.uint8], NDArray[np.float32]]]
 PolygonFormat = Literal["gpkg", "parquet"]
+
+AREA_KEY = "AREA"
+"""Metadata of polygons that says how far `area_m2` is from the area on the ground."""
 
 
 @dataclass
@@ -160,6 +163,8 @@ def write_polygons(
 ) -> None:
     """Write polygons with `class`, `name`, `area_m2` and `confidence` (mean over their pixels, 0-1).
 
+    Where the CRS shows areas larger or smaller than they are, the layer's metadata say so under `AREA`.
+
     Args:
         polygons: From `trace`. A GeoPackage is written batch by batch; GeoParquet needs all of them in memory.
         names: Class names in index order.
@@ -170,18 +175,35 @@ def write_polygons(
         with_confidence: Write the column `confidence`.
     """
     left_out = [] if with_confidence else ["confidence"]
+    note = area_note(box)
     frames = (_frame(batch, names, box, min_area_m2).drop(columns=left_out) for batch in polygons)
     if kind == "parquet":
         import pandas as pd
 
         pd.concat(list(frames), ignore_index=True).to_parquet(path)
+        if note:
+            _note_in_parquet(path, note)
         return
     with geopackage_time():
         for frame in frames:
             if len(frame) or not path.exists():
                 mode = "a" if path.exists() else "w"
-                options = {"layer": "polygons", "engine": "pyogrio", "geometry_type": "Polygon", "mode": mode}
+                options: dict[str, Any] = {
+                    "layer": "polygons",
+                    "engine": "pyogrio",
+                    "geometry_type": "Polygon",
+                    "mode": mode,
+                }
+                if note and mode == "w":
+                    options["layer_metadata"] = {AREA_KEY: note}
                 frame.to_file(path, driver="GPKG", **options)
+
+
+def _note_in_parquet(path: Path, note: str) -> None:
+    from pyarrow import parquet
+
+    table = parquet.read_table(path)
+    parquet.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), AREA_KEY: note}), path)
 
 
 def _frame(polygons: Polygons, names: Sequence[str], box: GeoBox, min_area_m2: float) -> Any:
@@ -189,7 +211,7 @@ def _frame(polygons: Polygons, names: Sequence[str], box: GeoBox, min_area_m2: f
     import geopandas
 
     pixels = shapely.area(np.array(polygons.geometry, dtype=object)) if polygons.geometry else np.zeros(0)
-    area_m2 = pixels * box.x_res * box.y_res
+    area_m2 = pixels * box.pixel_m2
     keep = np.flatnonzero(area_m2 >= min_area_m2)
 
     def placed(xy: NDArray[np.float64]) -> NDArray[np.float64]:

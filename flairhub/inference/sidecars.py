@@ -206,6 +206,6 @@ def _asset(file: str, layer: Layer, task: Task, box: GeoBox) -> dict[str, Any]:
         asset["classification:classes"] = stac_classes(task)
     if layer == "confidence":
         asset["raster:bands"] = [
-            {"nodata": IGNORE_INDEX, "scale": 1 / CONFIDENCE_SCALE, "spatial_resolution": box.x_res}
+            {"nodata": IGNORE_INDEX, "scale": 1 / CONFIDENCE_SCALE, "spatial_resolution": box.x_res_m}
         ]
     return asset

@@ -98,7 +98,7 @@ def look_at_values(report: CheckReport, zone: Zone, ref: ModelRef) -> None:
 
 def compare_with_published(report: CheckReport, raster: Raster) -> None:
     """Compare type and size of the pixels of a raster with those of the published data."""
-    row, size = MODALITIES[raster.name], raster.geobox.x_res
+    row, size = MODALITIES[raster.name], raster.geobox.x_res_m
     dtype, expected = np.dtype(raster.dtype), np.dtype(row.dtype)
     if dtype.kind in "iu" and expected.kind in "iu" and dtype.itemsize < expected.itemsize and row.is_input:
         report.trouble(

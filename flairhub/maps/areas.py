@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flairhub.errors import UsageError
+from flairhub.geo import area_note
 from flairhub.maps.class_map import ClassMap, Span
 
 if TYPE_CHECKING:
@@ -19,14 +20,16 @@ M2_PER_HA = 10_000.0
 def class_areas(mapped: ClassMap, language: Any = "en") -> pd.DataFrame:
     """Return one row per class, by class index: `name`, `pixels`, `ha` and `share` of the pixels with data.
 
+    Where the CRS shows areas larger or smaller than they are, `.attrs["note"]` says so.
+
     Raises:
-        UsageError: The map's CRS does not count in metres.
+        UsageError: The map has no CRS, or a geographic one.
     """
     box = mapped.metric_box()
     counts = np.zeros(mapped.task.n_classes, dtype=np.int64)
     for _, classes, _ in mapped.pieces():
         counts += _count(classes, len(counts))
-    return _table(counts, mapped, box.x_res * box.y_res, language)
+    return _table(counts, mapped, box.pixel_m2, language)
 
 
 def polygon_areas(mapped: ClassMap, polygons: Any, language: Any = "en") -> pd.DataFrame:
@@ -39,7 +42,7 @@ def polygon_areas(mapped: ClassMap, polygons: Any, language: Any = "en") -> pd.D
         language: Of the class names.
 
     Raises:
-        UsageError: The polygons have no CRS or an index with doubles, or the map's CRS does not count in metres.
+        UsageError: The polygons have no CRS or an index with doubles, or the map has no CRS in metres or feet.
     """
     import pandas as pd
 
@@ -55,7 +58,7 @@ def polygon_areas(mapped: ClassMap, polygons: Any, language: Any = "en") -> pd.D
             inside = _inside(mapped, shape, rows, classes)
             if inside is not None:
                 counts[i] += _count(inside, counts.shape[1])
-    tables = [_table(row, mapped, box.x_res * box.y_res, language) for row in counts]
+    tables = [_table(row, mapped, box.pixel_m2, language) for row in counts]
     name = polygons.index.name or "polygon"
     if not tables:
         return _table(counts.sum(axis=0), mapped, 0.0, language).iloc[:0]
@@ -90,7 +93,7 @@ def _table(counts: NDArray[np.int64], mapped: ClassMap, pixel_m2: float, languag
     import pandas as pd
 
     total = counts.sum()
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             "name": list(mapped.task.names_in(language)),
             "pixels": counts,
@@ -99,3 +102,6 @@ def _table(counts: NDArray[np.int64], mapped: ClassMap, pixel_m2: float, languag
         },
         index=pd.RangeIndex(len(counts), name="class"),
     )
+    if note := area_note(mapped.geobox):
+        table.attrs["note"] = note
+    return table

@@ -17,7 +17,7 @@ from rasterio.crs import CRS
 
 from flairhub.class_raster import task_of_attributes
 from flairhub.errors import DataError, UsageError
-from flairhub.geo import ALIGNMENT_TOLERANCE_PX, GeoBox, crs_name
+from flairhub.geo import ALIGNMENT_TOLERANCE_PX, GeoBox, crs_name, metres_per_unit
 from flairhub.inference import checksum_of, scaled_confidence
 from flairhub.tasks import IGNORE_INDEX, Task
 
@@ -99,14 +99,15 @@ class ClassMap:
         """Return the grid.
 
         Raises:
-            UsageError: Its unit is not the metre, or unknown.
+            UsageError: Its unit is no length, or unknown.
         """
         if not self.geobox.crs_wkt:
             raise UsageError("the map has no CRS. Give it one: maps.rio.write_crs('EPSG:2154').")
-        crs = CRS.from_wkt(self.geobox.crs_wkt)
-        if not crs.is_projected or crs.linear_units_factor[1] != 1.0:
+        if metres_per_unit(self.geobox.crs_wkt) is None:
             name = crs_name(self.geobox.crs_wkt)
-            raise UsageError(f"the map's CRS {name} does not count in metres. Warp it: maps.rio.reproject(...).")
+            raise UsageError(
+                f"the map's CRS {name} does not count in metres, nor in feet. Warp it: maps.rio.reproject(...)."
+            )
         return self.geobox
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flairhub.class_raster import paint
-from flairhub.errors import UsageError
+from flairhub.geo import metres_per_unit
 from flairhub.maps.class_map import ClassMap
 from flairhub.report import class_handles, draw_map
 from flairhub.tasks import IGNORE_INDEX, Language
@@ -38,8 +38,5 @@ def draw(
 
 
 def _metric(mapped: ClassMap) -> bool:
-    try:
-        mapped.metric_box()
-    except UsageError:
-        return False
-    return True
+    # The bar counts the units of the axes.
+    return metres_per_unit(mapped.geobox.crs_wkt) == 1.0

@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from flairhub.errors import UsageError, ZoneError
 from flairhub.geo import (
     ALIGNMENT_TOLERANCE_PX,
+    GEOGRAPHIC,
     MAX_RATIO_DENOMINATOR,
     GeoBox,
     alignment_tolerance,
     crs_name,
+    is_geographic,
     lattice_of,
     same_crs,
 )
@@ -230,7 +232,13 @@ def fit(
         ZoneError: Grids do not fit.
     """
     # The finest pixel leads; of equally fine modalities the first in network order.
-    finest = min(rasters.values(), key=lambda raster: raster.geobox.x_res)
+    finest = min(rasters.values(), key=lambda raster: _pixel_m(raster.geobox))
+    for raster in [finest] if resample else [*rasters.values(), *quality.values()]:
+        if is_geographic(raster.geobox.crs_wkt):
+            raise ZoneError(
+                f"{raster.name}: {raster.where} is in {crs_name(raster.geobox.crs_wkt)}, whose unit is the degree: "
+                f"{GEOGRAPHIC}"
+            )
     if resample:
         rasters, quality = warped_onto(finest, rasters, quality)
         finest = rasters[finest.name]
@@ -246,6 +254,13 @@ def _dates_of(request: RasterRequest) -> NDArray[np.datetime64]:
     if request.dates_path is None:
         raise ZoneError(f"{key}: not given. {request.name} is a time series: its network needs the date of each image.")
     return read_dates(request.dates_path, key)
+
+
+_DEGREE_M = 111_320.0
+
+
+def _pixel_m(box: GeoBox) -> float:
+    return box.x_res * _DEGREE_M if is_geographic(box.crs_wkt) else box.x_res_m
 
 
 def _check_fits(raster: Raster, finest: Raster) -> None:

@@ -168,3 +168,31 @@ def test_many_processes_one_at_a_time(tmp_path: Path, lock: bool) -> None:
     assert [process.wait(timeout=HANG_S) for process in processes] == [0, 0, 0]
     assert number.read_text() == "60"
     assert list(tmp_path.iterdir()) == [number]
+
+
+def test_a_process_number_that_another_process_has_got_holds_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "c.lock"
+    with writer_lock(tmp_path / "c", "cube", lock=False):
+        record = json.loads(path.read_text())
+    assert record["process"] == os.getpid()
+    assert record["started"].isdigit()
+    path.write_text(json.dumps(record))
+    with pytest.raises(LockError, match="is writing this cube"), writer_lock(tmp_path / "c", "cube", lock=False):
+        pass
+    path.write_text(json.dumps({**record, "started": str(int(record["started"]) - 1)}))
+    with writer_lock(tmp_path / "c", "cube", lock=False):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_plain_file_needs_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with writer_lock(tmp_path / "c", "cube", lock=False):
+        assert json.loads((tmp_path / "c.lock").read_text())["process"] == os.getpid()
+        with pytest.raises(LockError, match="is writing this cube"), writer_lock(tmp_path / "c", "cube", lock=False):
+            pass
+    assert list(tmp_path.iterdir()) == []
