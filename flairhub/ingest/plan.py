@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from flairhub.cube import FORMAT_VERSION, NO_DAY, AverageTemplate, CubeTemplate, GroupTemplate, average_spec, data_spec
 from flairhub.errors import DataError, UsageError
-from flairhub.geo import ALIGNMENT_TOLERANCE_PX, crs_name, same_crs
+from flairhub.geo import ALIGNMENT_TOLERANCE_PX, GEOGRAPHIC, crs_name, is_geographic, same_crs
 from flairhub.ingest.archives import file_exists
 from flairhub.ingest.job import Job, digest
 from flairhub.ingest.patch_geotiff import Expectation, Header, gdal, read_header
@@ -24,6 +25,8 @@ from flairhub.ingest.tables import read_dates
 from flairhub.modalities import MODALITIES, Kind, Modality
 from flairhub.tasks import level_sizes
 from flairhub.timeseries import CloudFilter, period_count
+
+logger = logging.getLogger(__name__)
 
 TIME_LIMIT = 4096
 """Most dates of a series; more is taken for a damaged entry."""
@@ -163,6 +166,9 @@ class Planner:
         tolerance = ALIGNMENT_TOLERANCE_PX * min(min(box.x_res, box.y_res) for box in boxes.values())
         first = next(iter(references))
         footprint = (boxes[first].width * boxes[first].x_res, boxes[first].height * boxes[first].y_res)
+        if is_geographic(boxes[first].crs_wkt):
+            name = crs_name(boxes[first].crs_wkt)
+            logger.warning("%s: is in %s, whose unit is the degree: %s", references[first][0], name, GEOGRAPHIC)
         result = {}
         for name, (path, _) in references.items():
             row, box = MODALITIES[name], boxes[name]

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from rasterio.transform import from_origin
 
 from flairhub.geo import geobox_of
-from flairhub.ingest import geotags
+from flairhub.ingest import geotags, ingest
 from flairhub.ingest.geotags import GeoTags, read_geotags
 from flairhub.ingest.patch_geotiff import gdal, read_header
-from tests.helpers.makers import write_patch
+from tests.helpers.makers import make_patch_files, write_patch
 
 VALUES = np.arange(2 * 8 * 8, dtype=np.uint16).reshape(2, 8, 8)
 
@@ -105,3 +105,15 @@ def test_damaged_tags_are_no_crash(contents: list[bytes], data: st.DataObject) -
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, min(700, len(content) - 1)))] = data.draw(st.integers(0, 255))
     tags_of(bytes(content[: data.draw(st.integers(0, len(content)))]))
+
+
+def test_patches_in_degrees_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = make_patch_files(tmp_path / "data", n_rois=1, rows=1, cols=1, modalities=("DEM_ELEV",))
+    (path,) = data.files["DEM_ELEV"].values()
+    ingest(root=data.folder, cube=tmp_path / "lambert.zarr", workers=0)
+    assert "degree" not in caplog.text
+    with rasterio.open(path, "r+") as dataset:
+        dataset.crs = "EPSG:4326"
+    ingest(root=data.folder, cube=tmp_path / "degrees.zarr", workers=0)
+    assert "is in EPSG:4326, whose unit is the degree: a geographic CRS has no metres. Warp it" in caplog.text
+    assert "gdalwarp -t_srs EPSG:2154" in caplog.text
