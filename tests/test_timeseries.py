@@ -328,3 +328,24 @@ def test_data_everywhere_gives_the_bytes_of_no_mask() -> None:
     kept = keep_dates(GOLDEN["a/mask"], CloudFilter())
     everywhere = np.ones((len(dates), *GOLDEN["a/mask"].shape[-2:]), dtype=bool)
     assert keep_dates(GOLDEN["a/mask"], CloudFilter(), everywhere).tolist() == kept.tolist()
+
+
+def test_snow_and_clouds_at_the_limit_are_clear() -> None:
+    rule = CloudFilter(max_cloud=20, max_snow=10, max_frac=0.0)
+    quality = np.zeros((4, 2, 1, 1), np.uint8)
+    quality[:, 0, 0, 0] = 10, 11, 10, 0
+    quality[:, 1, 0, 0] = 20, 0, 21, 20
+    assert keep_dates(quality, rule).tolist() == [True, False, False, True]
+    quality[:, 1] = 100
+    assert keep_dates(quality, rule).tolist() == [True, False, True, True], "snow alone decides, at the limit too"
+
+
+def test_offsets_of_periods_count_in_the_year_of_the_first_date() -> None:
+    """A leap year first and an ordinary one last: the middle of March is a day later in the first."""
+    values = np.ones((2, 1, 1, 1), np.float32)
+    for first, last, expected in (("20200110", "20210310", 74), ("20210110", "20200310", 73)):
+        means = average_series(values, days(first, last), "monthly", "01-01")
+        assert means.offsets[2] == expected
+        assert means.offsets[0] == 14
+    valid = np.array([False, True]).reshape(2, 1, 1)
+    assert average_series(values, days("20210110", "20200310"), "monthly", "01-01", valid).offsets[2] == 74

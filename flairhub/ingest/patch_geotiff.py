@@ -169,21 +169,23 @@ def lossless(
         at these pixels, None when there are none.
 
     Raises:
-        DataError: A value would change; the message names the file and the first such value.
+        DataError: A value would change by more than the rounding of floats; the message names the file and the first
+            such value.
     """
     target = np.dtype(dtype)
     if values.dtype == target:
         return values, None
     with np.errstate(invalid="ignore", over="ignore"):
         converted = values.astype(target)
-        changed = converted.astype(values.dtype) != values
+        if values.dtype.kind == target.kind == "f":
+            # Heights of double precision are rounded: what a float32 keeps of them is finer than any survey.
+            changed = np.isinf(converted) & np.isfinite(values)
+        else:
+            changed = converted.astype(values.dtype) != values
     if values.dtype.kind in "ui" and target.kind in "ui":
         # Casting back wraps around: -1 and 255 would look equal through uint8.
         limits = np.iinfo(target)
         changed |= (values < limits.min) | (values > limits.max)
-    if values.dtype.kind == "f" and target.kind == "f":
-        # Rounding loses nothing that was measured; what becomes infinite is lost.
-        changed = np.isfinite(values) & ~np.isfinite(converted)
     if not changed.any():
         return converted, None
     lost = changed if valid is None else changed & valid[..., None, :, :]

@@ -27,12 +27,20 @@ from flairhub.jobs import (
     to_disk,
     writer_lock,
 )
+from flairhub.modalities import MODALITIES
 from flairhub.progress import Progress
 
 logger = logging.getLogger(__name__)
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 """Also a URL that went through `Path`, which makes one slash of two."""
+
+_GROUPS = "|".join(map(re.escape, MODALITIES))
+_SHARD = re.compile(rf"({_GROUPS})/([a-z-]+/)?[a-z_]+/c(/\d+)+")
+_OF_A_STORE = re.compile(
+    rf"zarr\.json|(patches|{INGEST}|{_GROUPS})/([A-Za-z_-]+/)*zarr\.json|{_SHARD.pattern}|patches/[a-z_]+/c/0"
+    rf"|({_GROUPS})/([a-z-]+/)?[a-z_]+/c|{INGEST}/(journal\.jsonl|report\.json)|([A-Za-z0-9_.-]+/)*\.[^/]+\.partial"
+)
 
 
 @contextmanager
@@ -50,13 +58,14 @@ def writing(cube: str | Path, lock: bool = True) -> Iterator[Path]:
     """
     if _URL.match(str(cube)):
         raise UsageError(f"{cube}: a cube is written to a local folder. Copy it to its place when it is complete.")
-    path = Path(cube).resolve()
-    if not path.name:
-        raise UsageError(f"{path}: no place for a cube. Name a folder that does not exist yet.")
-    around = next((parent for parent in path.parents if os.path.isfile(parent / "zarr.json")), None)
-    if around is not None:
-        raise UsageError(f"{path} lies inside the Zarr store {around}. Choose another path.")
+    path = Path(cube)
     try:
+        path = path.resolve()
+        if not path.name:
+            raise UsageError(f"{path}: no place for a cube. Name a folder that does not exist yet.")
+        around = next((parent for parent in path.parents if os.path.isfile(parent / ROOT_FILE)), None)
+        if around is not None:
+            raise UsageError(f"{path} lies inside the Zarr store {around}. Choose another path.")
         with writer_lock(path, "cube", lock):
             yield path
     except OSError as error:
@@ -84,6 +93,22 @@ def reading() -> Iterator[None]:
 def journal_of(store: Path) -> Journal:
     """Return the journal of a store; see `flairhub.ingest.job.Entry` for its records."""
     return Journal(store / INGEST / JOURNAL)
+
+
+def is_leftover(folder: Path) -> bool:
+    """True for what an ingest left that has no readable root metadata any more: two at once, or a damaged file.
+
+    Nothing but files of a store of ours may be in it, at the places where an ingest writes them, and at least one that
+    only an ingest writes: somebody's data are never taken for it.
+    """
+    if not folder.is_dir() or folder.is_symlink():
+        return False
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
+    if not names or not all(_OF_A_STORE.fullmatch(name) for name in names):
+        return False
+    return any(_SHARD.fullmatch(name) for name in names) or any(
+        isinstance(record.get("job"), str) for record in journal_of(folder).read()
+    )
 
 
 def read_entries(store: Path) -> dict[str, Entry]:
@@ -182,7 +207,16 @@ class StoreRun:
             return False
         attributes, noun = root_attributes(self.path, self._kind.key), self._kind.noun
         if attributes is None:
-            raise OutputExistsError(f"{self.path} exists and is no {noun}; it is never removed. Choose another path.")
+            if not is_leftover(self.path):
+                raise OutputExistsError(
+                    f"{self.path} exists and is no {noun}; it is never removed. Choose another path."
+                )
+            if overwrite:
+                return False
+            raise OutputExistsError(
+                f"{self.path}: what is left of a {noun} whose {ROOT_FILE} is absent or damaged. Pass --overwrite to "
+                "replace it."
+            )
         if overwrite:
             return False
         if attributes.get("format") != self._kind.format:
@@ -230,6 +264,7 @@ class StoreRun:
         """
         # A worker that was killed left its temporary file although its job was done again elsewhere.
         sweep(self.path)
+        self._check_same()
         if fill is not None:
             fill()
         to_disk(path for path in self.path.rglob("*") if path.is_file())

@@ -47,7 +47,8 @@ BAD_FILES: dict[str, tuple[Callable[[PatchFiles], None], str]] = {
     ),
     "half a pixel": (moved(3.2), r"upper left corner \(\S+, \S+\), expected \(\S+, \S+\) as in \S+_4-9\.tif"),
     "complex": (dem(2, TWO.astype(np.complex64)), FILE + "dtype complex64, expected float32"),
-    "lossy": (dem(2, TWO.astype(np.float64) + 1e39), FILE + r"dtype float64 value 1e[+]39 does not fit float32"),
+    "lossy": (dem(2, TWO.astype(np.float64) + 1e39), FILE + r"dtype float64 value 1e\+39 does not fit float32"),
+    "integers too large": (dem(2, TWO.astype(np.int32) + 2**24 + 1), FILE + "dtype int32 value 16777217 does not fit"),
     "truncated": (truncate, FILE + "truncated or damaged"),
     "empty": (
         lambda files: files.files["DEM_ELEV"][files.patch_ids[2]].write_bytes(b""),

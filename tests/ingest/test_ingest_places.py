@@ -9,11 +9,12 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import flairhub as fh
-from flairhub.errors import CubeError, DataError, LockError
+from flairhub.errors import CubeError, DataError, LockError, OutputExistsError
 from flairhub.ingest.store import reading, writing
 from flairhub.jobs import writer_lock
 from tests.helpers.commands import failure, run_command
@@ -231,3 +232,85 @@ def test_ctrl_c_again_and_again_while_workers_start(small_files: PatchFiles, tmp
     wait_until(lambda: session_ends(process.pid), "the end of all workers")
     fh.ingest(root=small_files.folder, cube=cube, shard=1)
     assert fh.open_cube(cube).n_patches == 4
+
+
+def test_two_ingests_at_once_end_with_an_error_and_a_store_that_can_be_replaced(
+    small_files: PatchFiles, tmp_path: Path
+) -> None:
+    """As when the lock was removed by hand: the second is stopped, the first writes on into what it left."""
+    cube, fresh = tmp_path / "c.zarr", tmp_path / "fresh.zarr"
+    options: dict[str, Any] = {"root": small_files.folder, "modalities": ["DEM_ELEV"], "shard": 1}
+
+    def stopped(stage: str, done: int, total: int) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    def second(stage: str, done: int, total: int) -> None:
+        if done == 2:
+            (tmp_path / "c.zarr.lock").unlink()
+            with pytest.raises(KeyboardInterrupt):
+                fh.ingest(cube=cube, codec="none", overwrite=True, progress=stopped, **options)
+
+    with pytest.raises(CubeError, match=r"c\.zarr: another process has written to this cube at the same time"):
+        fh.ingest(cube=cube, progress=second, **options)
+    with pytest.raises(CubeError, match="not complete"):
+        fh.open_cube(cube)
+    fh.ingest(cube=cube, overwrite=True, **options)
+    fh.ingest(cube=fresh, **options)
+    assert same_tree(cube, fresh)
+
+
+@pytest.mark.parametrize("damage", ["no root", "damaged root", "shards and journal", "half written"])
+def test_what_an_ingest_left_can_be_replaced(
+    small_files: PatchFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    cube, fresh = tmp_path / "c.zarr", tmp_path / "fresh.zarr"
+    fh.ingest(root=small_files.folder, cube=fresh, modalities=["DEM_ELEV"])
+    shutil.copytree(fresh, cube)
+    (cube / "zarr.json").write_text("{")
+    if damage != "damaged root":
+        (cube / "zarr.json").unlink()
+    if damage == "shards and journal":
+        shutil.rmtree(cube / "patches")
+        for path in cube.rglob("zarr.json"):
+            path.unlink()
+    elif damage == "half written":
+        (cube / "DEM_ELEV/data/c/0/0/0/.0.0123456789ab.partial").write_bytes(b"half")
+    arguments = ("ingest", "--root", small_files.folder, "--cube", cube, *ONE)
+    code, shown = failure(capsys, *arguments)
+    assert (code, "what is left of a cube whose zarr.json is absent or damaged. Pass --overwrite" in shown) == (2, True)
+    assert run_command(capsys, *arguments, "--overwrite")[0] == 0
+    assert same_tree(cube, fresh)
+
+
+def test_what_is_not_of_an_ingest_is_never_removed(small_files: PatchFiles, tmp_path: Path) -> None:
+    fh.ingest(root=small_files.folder, cube=tmp_path / "made.zarr", modalities=["DEM_ELEV"])
+    (tmp_path / "made.zarr/zarr.json").unlink()
+    for number, name in enumerate(("notes.txt", "DEM_ELEV/data/c/0/0/0/0.txt", "D012/x.tif", "DEM_ELEV/photo.jpg")):
+        cube = Path(shutil.copytree(tmp_path / "made.zarr", tmp_path / f"{number}.zarr"))
+        (cube / name).parent.mkdir(exist_ok=True)
+        (cube / name).write_text("mine")
+        with pytest.raises(OutputExistsError, match="exists and is no cube; it is never removed"):
+            fh.ingest(root=small_files.folder, cube=cube, modalities=["DEM_ELEV"], overwrite=True)
+        assert (cube / name).read_text() == "mine"
+    for number, name in enumerate(("zarr.json", "ingest/journal.jsonl", "patches/zarr.json")):
+        other = tmp_path / f"other{number}"
+        (other / name).parent.mkdir(parents=True)
+        (other / name).write_text("{}")
+        with pytest.raises(OutputExistsError, match="it is never removed"):
+            fh.ingest(root=small_files.folder, cube=other, modalities=["DEM_ELEV"], overwrite=True)
+
+
+def test_names_that_the_system_refuses_are_one_line(
+    small_files: PatchFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for length in (240, 300):
+        place = tmp_path / ("a" * length)
+        code, shown = failure(capsys, "ingest", "--root", small_files.folder, "--cube", place, *ONE)
+        assert (code, f"CubeError: {place}: cannot be written: File name too long" in shown) == (1, True)
+    place = small_files.files["DEM_ELEV"][small_files.patch_ids[0]] / "c.zarr"
+    code, shown = failure(capsys, "ingest", "--root", small_files.folder, "--cube", place, *ONE)
+    assert (code, f"{place}: cannot be written: " in shown) == (1, True)
+    for command in ("info", "verify"):
+        code, shown = failure(capsys, "cube", command, tmp_path / ("a" * 300))
+        assert (code, "does not exist" in shown) == (1, True)

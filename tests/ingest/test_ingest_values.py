@@ -204,3 +204,19 @@ def test_class_counts_of_the_configuration_widen_the_nomenclature(tmp_path: Path
     assert fh.open_cube(tmp_path / "c.zarr").read(name, [0])[0, 0, 0, 0] == 19
     with pytest.raises(DataError, match=r"value 19 is outside the 19 classes 0\.\.18"):
         fh.ingest(root=tmp_path, cube=tmp_path / "d.zarr")
+
+
+def test_heights_of_double_precision_are_rounded(tmp_path: Path) -> None:
+    files = make_patch_files(tmp_path / "files", n_rois=1, modalities=("DEM_ELEV",), sizes_px={"DEM_ELEV": 16})
+    patch_id = files.patch_ids[0]
+    heights = files.arrays["DEM_ELEV"][patch_id].astype(np.float64) + 0.1
+    heights[:, 0, 0] = np.nan
+    heights[:, 0, 1] = -1.7976931348623157e308
+    path, origin = files.files["DEM_ELEV"][patch_id], files.origins[patch_id]
+    write_patch(path, heights, origin, nodata=-1.7976931348623157e308)
+    cube = fh.open_cube(fh.ingest(root=files.folder, cube=tmp_path / "c.zarr").cube)
+    valid = cube.read_valid("DEM_ELEV", [0], every_band=True)
+    assert valid is not None
+    assert np.argwhere(~valid[0]).tolist() == [[0, 0], [0, 1]]
+    stored = cube.read("DEM_ELEV", [0])[0]
+    np.testing.assert_array_equal(stored[:, 1:], heights[:, 1:].astype(np.float32))

@@ -1,5 +1,7 @@
 """Losses against brute-force numpy."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -131,6 +133,18 @@ def test_batches_without_weight_are_recognised() -> None:
         one_pixel = {name: values.clone() for name, values in nothing.items()}
         one_pixel[task][0, 33, 17] = value
         assert criterion.has_weight(one_pixel)
+
+
+def test_a_task_without_weight_gives_a_batch_none() -> None:
+    land, crops = objectives()
+    targets = {
+        "AERIAL_LABEL-COSIA": torch.full((1, 64, 64), 2, dtype=torch.uint8),
+        "ALL_LABEL-LPIS": torch.full((1, 64, 64), 255, dtype=torch.uint8),
+    }
+    assert Criterion((land, crops)).has_weight(targets)
+    assert not Criterion((replace(land, weight=0.0), crops)).has_weight(targets)
+    targets["ALL_LABEL-LPIS"][0, 5, 5] = 0
+    assert Criterion((replace(land, weight=0.0), crops)).has_weight(targets)
 
 
 def test_weights_are_no_part_of_checkpoints() -> None:
