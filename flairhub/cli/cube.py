@@ -47,7 +47,7 @@ def info(path: Path | str) -> None:
 
     from flairhub.cli.console import console
     from flairhub.cube import is_zone_cube, open_cube
-    from flairhub.geo import crs_name
+    from flairhub.geo import crs_name, metres_per_unit
 
     if is_zone_cube(path):
         _show_zone(Path(path))
@@ -57,7 +57,9 @@ def info(path: Path | str) -> None:
     width, height = table.footprint_m
     splits = ", ".join(f"{split or 'no split'} {int((table.split == split).sum())}" for split in _splits(cube))
     n_rois = len(set(zip(table.domain.tolist(), table.roi.tolist(), strict=True)))
-    head = f"{path}: {cube.n_patches} patches of {width:g} x {height:g} m, {crs_name(table.crs_wkt)}"
+    unit = metres_per_unit(table.crs_wkt) if table.crs_wkt else 1.0
+    size = f"{width:g} x {height:g} degrees" if unit is None else f"{width * unit:g} x {height * unit:g} m"
+    head = f"{path}: {cube.n_patches} patches of {size}, {crs_name(table.crs_wkt)}"
     places = f"{len(set(table.domain.tolist()))} domains, {n_rois} ROIs; {splits}"
     console.print(f"{head}\n{places}", soft_wrap=True, markup=False)
     shown = Table("modality", "patches", "patch shape", "dtype", "m/px", "codec", "shard", "MiB", "dates", "averages")

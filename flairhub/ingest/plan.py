@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from flairhub.cube import FORMAT_VERSION, NO_DAY, AverageTemplate, CubeTemplate, GroupTemplate, average_spec, data_spec
 from flairhub.errors import DataError, UsageError
-from flairhub.geo import ALIGNMENT_TOLERANCE_PX, GEOGRAPHIC, crs_name, is_geographic, same_crs
+from flairhub.geo import ALIGNMENT_TOLERANCE_PX, GEOGRAPHIC, crs_name, is_geographic, metres_per_unit, same_crs
 from flairhub.ingest.archives import file_exists
 from flairhub.ingest.job import Job, digest
 from flairhub.ingest.patch_geotiff import Expectation, Header, gdal, read_header
@@ -116,6 +116,7 @@ class Planner:
         expectations = self._expectations(references)
         groups = tuple(self._group(name, expectations[name]) for name in self._source.files)
         first = next(iter(expectations.values()))
+        _name_feet(first)
         template = CubeTemplate(
             columns=self._columns(),
             crs_wkt=first.crs_wkt,
@@ -323,6 +324,15 @@ class Planner:
             facts.append(digest([_relative(path, root) for path in self._source.files[group.name]]))
             facts.append(list(self._levels(group.name)))
         return digest(facts)
+
+
+def _name_feet(expected: Expectation) -> None:
+    """Say that lengths are not metres, where they are not: what a cube says of its pixels is in units of its CRS."""
+    unit = metres_per_unit(expected.crs_wkt) if expected.crs_wkt else None
+    if unit is not None and unit != 1:
+        name = f"{expected.reference}: {crs_name(expected.crs_wkt)}"
+        text = "%s has units of %g m: sizes of pixels and patches are in these units, not in metres."
+        logger.warning(text, name, unit)
 
 
 def _grid_kind(header: Header) -> tuple[Any, ...]:

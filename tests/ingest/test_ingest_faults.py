@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 import flairhub as fh
-from flairhub.errors import CubeError
+from flairhub.errors import CubeError, DataError
+from flairhub.ingest import patch_shards
 from flairhub.ingest.store import read_entries
 from tests.helpers.comparisons import same_tree
 from tests.helpers.makers import PatchFiles, make_patch_files
@@ -154,3 +156,23 @@ def test_a_second_process_is_refused_naming_the_first(files: PatchFiles, tmp_pat
     first.communicate()
     assert first.returncode == 0
     assert run(files, cube)[0] == 0
+
+
+def test_a_source_that_changes_while_it_is_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = make_patch_files(tmp_path / "files", n_rois=1, modalities=("DEM_ELEV",), sizes_px={"DEM_ELEV": 16})
+    path, cube = files.files["DEM_ELEV"][files.patch_ids[2]], tmp_path / "c.zarr"
+    read = patch_shards.read_raster
+
+    def changed(name: str, *arguments: Any, **options: Any) -> Any:
+        raster = read(name, *arguments, **options)
+        if name == str(path):
+            os.utime(path, ns=(1, 1))
+        return raster
+
+    with monkeypatch.context() as patched:
+        patched.setattr(patch_shards, "read_raster", changed)
+        with pytest.raises(DataError, match=rf"DEM_ELEV/000002 \({files.patch_ids[2]}\): source files changed while"):
+            fh.ingest(root=files.folder, cube=cube, shard=1)
+    assert fh.ingest(root=files.folder, cube=cube, shard=1).n_reused == 2
+    fh.ingest(root=files.folder, cube=tmp_path / "fresh.zarr", shard=1)
+    assert same_tree(cube, tmp_path / "fresh.zarr")

@@ -176,7 +176,7 @@ SPREADSHEETS: dict[str, tuple[Callable[[Path], None], str]] = {
     "blanks around commas": (rewritten(lambda text: text.replace(",", " , ")), ""),
     "empty lines at the end": (rewritten(lambda text: text + "\n,,,,\n\n"), ""),
     "semicolons": (rewritten(lambda text: text.replace(",", ";")), "in use, separated by commas."),
-    "utf-16": (rewritten(str, encoding="utf-16"), "cannot be read as CSV (UTF-8)"),
+    "utf-16": (rewritten(str, encoding="utf-16"), "cannot be read as CSV: is UTF-16 text"),
     "nothing": (rewritten(lambda _: ""), "is missing. Found no columns"),
     "a header alone": (rewritten(lambda text: text.split("\n")[0]), "no patches in the CSVs"),
 }

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 
 import flairhub as fh
 from flairhub.config import load_train_config
 from flairhub.errors import DataError
 from flairhub.modalities import MODALITIES
 from flairhub.timeseries import CloudFilter, SeriesPreparation, average_series, keep_dates, prepare_series
+from tests.helpers.commands import run_command
 from tests.helpers.comparisons import assert_equals_files
 from tests.helpers.makers import PatchFiles, make_patch_files, write_patch, write_train_config
 
@@ -220,3 +223,66 @@ def test_heights_of_double_precision_are_rounded(tmp_path: Path) -> None:
     assert np.argwhere(~valid[0]).tolist() == [[0, 0], [0, 1]]
     stored = cube.read("DEM_ELEV", [0])[0]
     np.testing.assert_array_equal(stored[:, 1:], heights[:, 1:].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("crs", "scale", "said", "size"),
+    [
+        ("EPSG:2154", 1.0, "", "102.4 x 102.4 m"),
+        ("EPSG:4326", 1e-5, "is in EPSG:4326, whose unit is the degree: ", "degrees"),
+        ("EPSG:2263", 1.0, "EPSG:2263 has units of 0.304801 m", "31.2116 x 31.2116 m"),
+    ],
+)
+def test_units_that_are_no_metres_are_named(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    crs: str,
+    scale: float,
+    said: str,
+    size: str,
+) -> None:
+    files = make_patch_files(tmp_path / "files", n_rois=1, modalities=("DEM_ELEV",), sizes_px={"DEM_ELEV": 16})
+    for patch_id, path in files.files["DEM_ELEV"].items():
+        x, y = files.origins[patch_id]
+        values = files.arrays["DEM_ELEV"][patch_id]
+        write_patch(path, values, (x * scale, y * scale), 102.4 * scale, crs=crs)
+    cube = fh.ingest(root=files.folder, cube=tmp_path / "c.zarr").cube
+    assert said in caplog.text
+    assert bool(caplog.text) == bool(said)
+    assert size in run_command(capsys, "cube", "info", cube)[1]
+
+
+def test_tolerances_of_places_are_those_of_zones(tmp_path: Path) -> None:
+    """Terms of rotation that move no pixel, and a compound CRS beside its horizontal part, are no difference."""
+    names = ("DEM_ELEV", "SPOT_RGBI")
+    files = make_patch_files(tmp_path / "files", n_rois=1, modalities=names, sizes_px=dict.fromkeys(names, 16))
+    for patch_id, path in files.files["DEM_ELEV"].items():
+        x, y = files.origins[patch_id]
+        turned = rasterio.Affine(6.4, 1e-12, x, -1e-12, -6.4, y)
+        write_patch(path, files.arrays["DEM_ELEV"][patch_id], (x, y), crs="EPSG:2154+5720", transform=turned)
+    cube = fh.open_cube(fh.ingest(root=files.folder, cube=tmp_path / "c.zarr").cube)
+    assert_equals_files(cube, files, names)
+    turned = rasterio.Affine(6.4, 0.01, x, 0.0, -6.4, y)
+    write_patch(path, files.arrays["DEM_ELEV"][patch_id], (x, y), transform=turned)
+    with pytest.raises(DataError, match="the raster is rotated"):
+        fh.ingest(root=files.folder, cube=tmp_path / "d.zarr")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_patch_without_a_tie_point_is_refused(tmp_path: Path, packed: bool) -> None:
+    """GDAL puts a file with a pixel size alone at the origin."""
+    files = make_patch_files(tmp_path / "files", n_rois=1, modalities=("DEM_ELEV",), sizes_px={"DEM_ELEV": 16})
+    path = files.files["DEM_ELEV"][files.patch_ids[1]]
+    content = path.read_bytes()
+    # The tag of tie points (33922) becomes a private one.
+    place = content.index((33922).to_bytes(2, "little") + (12).to_bytes(2, "little"))
+    path.write_bytes(content[:place] + (65001).to_bytes(2, "little") + content[place + 2 :])
+    folder = files.folder
+    if packed:
+        folder = tmp_path / "zips"
+        folder.mkdir()
+        for domain in [entry for entry in files.folder.iterdir() if entry.name.endswith("DEM_ELEV")]:
+            shutil.make_archive(str(folder / domain.name), "zip", domain)
+    with pytest.raises(DataError, match=rf"{path.name}: has a pixel size, but no tie point"):
+        fh.ingest(root=folder, cube=tmp_path / "c.zarr")
