@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flairhub.cli.options import config_option, set_option
+from flairhub.cli.options import area_options, config_option, set_option
 
 if TYPE_CHECKING:
     from flairhub.inference import CheckReport
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 @click.argument("files", metavar="[ZONAL_YAML]...", type=click.Path(path_type=Path), nargs=-1)
 @config_option("Zonal YAML, as for `flairhub zonal`; comes after those without --config.")
 @set_option()
+@area_options()
 @click.option("--dates", "show_dates", is_flag=True, help="List cloud statistics of every date.")
 def command(
     files: tuple[Path, ...], config_paths: tuple[Path, ...], overrides: tuple[str, ...], show_dates: bool

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flairhub.cli.options import config_option, set_option
+from flairhub.cli.options import area_options, config_option, set_option
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 @click.command("zonal", short_help="Map a zone (whole rasters) with a model.")
 @config_option("Zonal YAML.", required=True)
 @set_option()
+@area_options()
 @click.option("--overwrite", is_flag=True, help="Replace existing maps and other unfinished work.")
 @click.option("--resume/--no-resume", default=True, show_default=True, help="Continue a killed run.")
 @click.option("--workers", type=click.IntRange(min=1), help="Blocks at a time: threads, or worker processes.")
@@ -48,6 +49,7 @@ def command(
       flairhub zonal --config zonal.yaml
       flairhub zonal --config zonal.yaml --config mine.yaml
       flairhub zonal --config zonal.yaml --set output_type=class_prob --workers 4
+      flairhub zonal --config zonal.yaml --aoi communes.gpkg --aoi-where "insee = '31555'"
       flairhub zonal --config zonal.yaml --scheduler processes --workers 4
       flairhub zonal --config zonal.yaml --scheduler tcp://10.0.0.1:8786
     """

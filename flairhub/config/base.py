@@ -88,6 +88,11 @@ def _none_if_blank(value: Any) -> Any:
     return None if isinstance(value, str) and not value.strip() else value
 
 
+def _as_crs(value: Any) -> Any:
+    """A bare number is an EPSG code."""
+    return f"EPSG:{value}" if isinstance(value, int) and not isinstance(value, bool) else _none_if_blank(value)
+
+
 def _as_path(value: Any) -> Any:
     if isinstance(value, Path):
         return value
@@ -158,6 +163,7 @@ ProcessesOrZero = Annotated[int, Strict(), Field(ge=0, le=2**12)]
 FilePath = Annotated[Path, BeforeValidator(_as_path)]
 OptionalPath = Annotated[FilePath | None, BeforeValidator(_none_if_blank)]
 OptionalText = Annotated[Text | None, BeforeValidator(_none_if_blank)]
+CrsName = Annotated[Text | None, BeforeValidator(_as_crs)]
 PlainName = Annotated[Text, AfterValidator(_check_plain_name)]
 RefDate = Annotated[Text, AfterValidator(_check_ref_date)]
 

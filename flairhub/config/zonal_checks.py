@@ -9,7 +9,7 @@ from flairhub.config.normalisation import elevation_mode
 from flairhub.config.problems import Problem
 from flairhub.config.shared_checks import check_bands, check_classes, check_inputs, check_statistics
 from flairhub.config.yaml_file import KeyPath
-from flairhub.config.zonal_schema import ZonalConfig
+from flairhub.config.zonal_schema import ZonalArea, ZonalConfig
 from flairhub.modalities import MODALITIES, Modality
 from flairhub.tasks import level_sizes
 
@@ -23,12 +23,25 @@ def check_zonal(config: ZonalConfig) -> Iterator[Problem]:
         yield Problem(("margin",), text, (("img_pixels_detection",),))
     if config.roi is not None and config.cube is None:
         yield Problem(("roi",), "a region of interest of which cube? Give cube: PATH, a cube of patches.", (("cube",),))
+    if config.aoi is not None:
+        yield from _check_area(config.aoi)
     yield from check_inputs(config.modalities.active)
     for name, block in config.modalities.blocks():
         yield from _check_block(config, MODALITIES[name], block)
     if not config.is_bundle:
         yield from _check_described(config)
     yield from _check_tasks(config)
+
+
+def _check_area(area: ZonalArea) -> Iterator[Problem]:
+    choices = {"path": area.path, "bbox": area.bbox, "geometry": area.geometry}
+    given = [name for name, value in choices.items() if value is not None]
+    if len(given) != 1:
+        text = f"got {' and '.join(given) or 'none of them'}, expected one of path, bbox and geometry."
+        yield Problem(("aoi",), text, tuple(("aoi", name) for name in choices))
+    for name in ("layer", "where"):
+        if getattr(area, name) is not None and area.path is None:
+            yield Problem(("aoi", name), "chooses from a file, but aoi.path is not given.", (("aoi", "path"),))
 
 
 def _check_block(config: ZonalConfig, row: Modality, block: Any) -> Iterator[Problem]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, create_model
+from pydantic import BeforeValidator, Field, create_model
 
 from flairhub.config.base import (
     AverageChoice,
@@ -15,14 +16,17 @@ from flairhub.config.base import (
     ClassNames,
     Count,
     CountOrZero,
+    CrsName,
     FilePath,
     FillChoice,
     Flag,
     Fraction,
     FrozenDict,
+    FrozenMapping,
     InputFlags,
     LabelName,
     NormChoice,
+    Number,
     OptionalPath,
     OptionalText,
     Percent,
@@ -130,6 +134,31 @@ class ZonalTask(Section):
     class_names: ClassNames = FrozenDict()
 
 
+class ZonalArea(Section):
+    """The area of interest: a vector file, a bounding box or GeoJSON."""
+
+    path: OptionalPath = None
+    layer: OptionalText = None
+    where: OptionalText = None
+    bbox: Annotated[tuple[Number, ...], Field(min_length=4, max_length=4)] | None = None
+    geometry: FrozenMapping[str, Any] | None = None
+    crs: CrsName = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The keys that are given."""
+        return {key: value for key, value in self if value is not None}
+
+
+def _as_area(value: Any) -> Any:
+    """A path, four numbers and GeoJSON stand for themselves."""
+    if isinstance(value, str | Path):
+        return {"path": value} if str(value).strip() else None
+    if isinstance(value, list | tuple):
+        return {"bbox": value}
+    return {"geometry": value} if isinstance(value, Mapping) and "type" in value else value
+
+
 class ZonalConfig(Section):
     """The whole zonal configuration; attributes are the published keys.
 
@@ -157,6 +186,7 @@ class ZonalConfig(Section):
 
     cube: OptionalPath = None
     roi: OptionalText = None
+    aoi: Annotated[ZonalArea | None, BeforeValidator(_as_area)] = None
     modalities: ZonalModalities
     tasks: tuple[ZonalTask, ...] = ()
 

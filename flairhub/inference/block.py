@@ -9,28 +9,15 @@ from itertools import islice, product
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from flairhub.data import FLIP_X, FLIP_Y, PreparedBatch, undo_dihedral
-from flairhub.errors import ZoneError
 from flairhub.inference.batches import BlockPixels, make_batch, read_block, valid_region
-from flairhub.inference.map_plan import MapPlan, Output, Style
+from flairhub.inference.map_plan import MapPlan, Output
 from flairhub.inference.model_ref import LoadedNetwork, ModelRef, load
-from flairhub.inference.resample import Taps, resample, taps
+from flairhub.inference.resample import Taps, fine_span, needed_pixels, resample, taps
+from flairhub.inference.window_outputs import DTYPES, NODATA, read_probabilities, window_outputs, without_numbers
 from flairhub.inference.windows import AxisWindows, touching, weights_of
 from flairhub.jobs import Stopped
-from flairhub.not_finite import finite_pixels
-from flairhub.tasks import IGNORE_INDEX
-
-OUTPUTS: tuple[Output, ...] = ("class", "confidence", "probabilities", "scaled")
-"""`class` uint8; `confidence` = highest probability and `probabilities` float32; `scaled` = uint8
-round(255 x probability)."""
-
-NODATA: dict[Output, Any] = {"class": IGNORE_INDEX, "confidence": np.nan, "probabilities": np.nan, "scaled": 0}
-DTYPES: dict[Output, str] = {"class": "uint8", "confidence": "float32", "probabilities": "float32", "scaled": "uint8"}
-
-_FLIPS = (0, FLIP_Y, FLIP_X, FLIP_Y | FLIP_X)
 
 
 @dataclass(frozen=True)
@@ -39,7 +26,7 @@ class Region:
 
     Attributes:
         values: By task and output: (y, x) for class and confidence, (class, y, x) for probabilities and scaled, with
-            their nodata values where the region has none.
+            their nodata values where the region has none, or lies outside the zone's area of interest.
         n_valid: Pixels with data.
         not_finite: By task, how many of them have no value because the network gave no finite logits.
     """
@@ -62,7 +49,7 @@ def predict_region(
     Args:
         plan: Windows and output pixels.
         model: The network.
-        rows: First row and one past the last, output pixels.
+        rows: First row and one past the last, output pixels of the zone.
         cols: Likewise for columns.
         outputs: What to return.
         stop: When it is set, the region ends after the windows that are being computed.
@@ -70,15 +57,55 @@ def predict_region(
     Raises:
         Stopped: `stop` was set.
     """
+    area = plan.zone.aoi
+    if area is None:
+        return _predict_inside(plan, model, rows, cols, outputs, stop, None)
+    inside = area.mask(rows, cols, plan.ratio)
+    blank = _blank(plan, inside.shape, outputs)
+    if not inside.any():
+        return Region(blank, 0, {task: 0 for task, _ in plan.tasks})
+    # Only what lies around the area is read.
+    y, x = (slice(int(at.min()), int(at.max()) + 1) for at in np.nonzero(inside))
+    spans = (rows[0] + y.start, rows[0] + y.stop), (cols[0] + x.start, cols[0] + x.stop)
+    part = _predict_inside(plan, model, *spans, outputs, stop, inside[y, x])
+    for key, values in part.values.items():
+        blank[key][..., y, x] = values
+    return replace(part, values=blank)
+
+
+def _blank(plan: MapPlan, shape: tuple[int, int], outputs: Sequence[Output]) -> dict[tuple[str, Output], NDArray[Any]]:
+    """A region without data."""
+    return {
+        (task, output): np.full(
+            shape if output in ("class", "confidence") else (n, *shape), NODATA[output], dtype=DTYPES[output]
+        )
+        for task, n in plan.tasks
+        for output in outputs
+    }
+
+
+def _predict_inside(
+    plan: MapPlan,
+    model: ModelRef,
+    rows: tuple[int, int],
+    cols: tuple[int, int],
+    outputs: Sequence[Output],
+    stop: threading.Event | None,
+    inside: NDArray[np.bool_] | None,
+) -> Region:
+    """Predict a region, of which only the pixels `inside` are wanted; None = all."""
     if plan.ratio == 1:
-        values, valid = _predict_fine(plan, model, rows, cols, outputs, stop)
+        values, valid = _predict_fine(plan, model, rows, cols, outputs, stop, inside)
     else:
         down = taps(*rows, plan.rows.length, plan.ratio)
         across = taps(*cols, plan.cols.length, plan.ratio)
+        wanted = None if inside is None else needed_pixels(inside, down, across)
         fine, fine_valid = _predict_fine(
-            plan, model, (down.first, down.last), (across.first, across.last), ["probabilities"], stop
+            plan, model, (down.first, down.last), (across.first, across.last), ["probabilities"], stop, wanted
         )
         values, valid = _resampled(fine, fine_valid, down, across, outputs)
+    if inside is not None:
+        valid &= inside
     not_finite: dict[str, int] = {}
     for (task, output), array in values.items():
         if task not in not_finite:
@@ -94,14 +121,17 @@ def _predict_fine(
     cols: tuple[int, int],
     outputs: Sequence[Output],
     stop: threading.Event | None,
+    wanted: NDArray[np.bool_] | None,
 ) -> tuple[dict[tuple[str, Output], NDArray[Any]], NDArray[np.bool_]]:
+    """Outputs of a region of the finest grid, and where they are valid; windows without a wanted pixel are left out."""
     zone, shape = plan.zone, (rows[1] - rows[0], cols[1] - cols[0])
     row_windows, col_windows = _windows(plan, plan.rows, rows), _windows(plan, plan.cols, cols)
     region = _reach(plan.rows, row_windows), _reach(plan.cols, col_windows)
     pixels = read_block(zone, model.preparations, *region)
     valid = valid_region(zone, pixels, rows, cols, plan.style.drop_missing)
     parts = (_Part.of(plan, window, rows, cols) for window in product(row_windows, col_windows))
-    needed = (part for part in parts if valid[part.target].any())
+    asked = valid if wanted is None else valid & wanted
+    needed = (part for part in parts if asked[part.target].any())
     run = _Run(plan, model, load(model), pixels, stop)
     if plan.style.blend:
         sums, weight = _blended(run, needed, shape)
@@ -180,14 +210,20 @@ def _share(axis: AxisWindows, index: int, first: int, last: int, whole: bool) ->
     return start, slice(low - start, high - start), slice(low - first, high - first)
 
 
-def block_region(plan: MapPlan, block: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return the rows and columns that the windows of a block read, finest pixels; they may lie outside the zone."""
+def block_region(plan: MapPlan, block: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """Return the rows and columns that the windows of a block read, finest pixels; they may lie outside the zone.
+
+    None = nothing: the block lies outside the zone's area of interest.
+    """
+    region = plan.on_zone(*plan.extent(block))
+    if plan.zone.aoi is not None:
+        around = plan.zone.aoi.around(*region, plan.ratio)
+        if around is None:
+            return None
+        region = around
     spans = []
-    for axis, (first, last) in zip((plan.rows, plan.cols), plan.extent(block), strict=True):
-        if plan.ratio != 1:
-            fine = taps(first, last, axis.length, plan.ratio)
-            first, last = fine.first, fine.last
-        spans.append(_reach(axis, _windows(plan, axis, (first, last))))
+    for axis, span in zip((plan.rows, plan.cols), region, strict=True):
+        spans.append(_reach(axis, _windows(plan, axis, fine_span(*span, axis.length, plan.ratio))))
     return spans[0], spans[1]
 
 
@@ -274,121 +310,3 @@ def _resampled(
         for output in outputs:
             values[task, output] = read_probabilities(means, output)
     return values, valid
-
-
-def window_outputs(
-    network: LoadedNetwork,
-    batch: PreparedBatch,
-    size: tuple[int, int],
-    tasks: Sequence[tuple[str, int]],
-    outputs: Sequence[Output],
-    style: Style,
-    crop: tuple[slice, slice] = (slice(None), slice(None)),
-) -> dict[tuple[str, Output], NDArray[Any]]:
-    """Predict windows.
-
-    Args:
-        network: The network; this function takes its lock.
-        batch: The windows.
-        size: Window height and width in finest pixels.
-        tasks: (name, number of classes).
-        outputs: What to read out.
-        style: Precision and flips.
-        crop: Rows and columns of a window to read out.
-
-    Returns:
-        By task and output: (window, y, x) or (window, class, y, x); where a logit is not finite class is 255,
-        confidence and probabilities are NaN, scaled is 0 for all classes.
-
-    Raises:
-        ZoneError: The network does not give a task or its number of classes.
-    """
-    with network.lock, torch.inference_mode():
-        if not style.flips:
-            logits = _cropped(_logits(network, batch, size, tasks, style), crop)
-            return {
-                (task, output): _read_out(values, output).cpu().numpy()
-                for task, values in logits.items()
-                for output in outputs
-            }
-        sums: dict[str, torch.Tensor] = {}
-        for code in _FLIPS:
-            logits = _logits(network, _flipped(batch, code), size, tasks, style)
-            turned = _cropped({task: undo_dihedral(values, code) for task, values in logits.items()}, crop)
-            for task, values in turned.items():
-                part = _probabilities(values)
-                sums[task] = sums[task] + part if task in sums else part
-        return {
-            (task, output): from_probabilities(values / len(_FLIPS), output, dim=1).cpu().numpy()
-            for task, values in sums.items()
-            for output in outputs
-        }
-
-
-def from_probabilities(probabilities: torch.Tensor, output: Output, dim: int) -> torch.Tensor:
-    """Read class, confidence or scaled values from probabilities, NaN where there are none; `dim` holds the classes."""
-    if output == "class":
-        return _classes(probabilities, dim)
-    if output == "confidence":
-        return probabilities.amax(dim=dim)
-    if output == "probabilities":
-        return torch.where(finite_pixels(probabilities, dim).unsqueeze(dim), probabilities, torch.nan)
-    return (probabilities.nan_to_num(0.0) * 255).round().to(torch.uint8)
-
-
-def _classes(scores: torch.Tensor, dim: int) -> torch.Tensor:
-    """The class of the largest score, 255 where a score is not finite."""
-    return torch.where(finite_pixels(scores, dim), scores.argmax(dim=dim).to(torch.uint8), IGNORE_INDEX)
-
-
-def _logits(
-    network: LoadedNetwork,
-    batch: PreparedBatch,
-    size: tuple[int, int],
-    tasks: Sequence[tuple[str, int]],
-    style: Style,
-) -> dict[str, torch.Tensor]:
-    kind = network.device.split(":")[0]
-    with torch.autocast(kind, dtype=torch.bfloat16, enabled=style.bf16):
-        dates, masks, present = batch.dates or None, batch.masks or None, batch.present or None
-        logits = network.network(batch.inputs, dates, masks, size=size, present=present).logits
-    for task, expected in tasks:
-        if task not in logits or logits[task].shape[1] != expected:
-            given = "none" if task not in logits else f"{logits[task].shape[1]} classes"
-            raise ZoneError(f"the network gives {given} for task {task}, expected {expected} classes.")
-    return {task: logits[task] for task, _ in tasks}
-
-
-def _cropped(logits: dict[str, torch.Tensor], crop: tuple[slice, slice]) -> dict[str, torch.Tensor]:
-    # Before anything is computed from them: most of a window with a wide margin is thrown away.
-    return {task: values[..., crop[0], crop[1]].float() for task, values in logits.items()}
-
-
-def _read_out(logits: torch.Tensor, output: Output) -> torch.Tensor:
-    return _classes(logits, 1) if output == "class" else from_probabilities(_probabilities(logits), output, dim=1)
-
-
-def _probabilities(logits: torch.Tensor) -> torch.Tensor:
-    """Softmax over the classes; NaN for all of them where a logit is not finite."""
-    # The sum of minus infinity and numbers has a softmax, but no meaning.
-    return torch.where(finite_pixels(logits, 1).unsqueeze(1), logits, torch.nan).softmax(dim=1)
-
-
-def _flipped(batch: PreparedBatch, code: int) -> PreparedBatch:
-    # A flip undoes itself.
-    return replace(batch, inputs={name: undo_dihedral(values, code) for name, values in batch.inputs.items()})
-
-
-def read_probabilities(probabilities: NDArray[np.float32], output: Output) -> NDArray[Any]:
-    """The same for numpy, classes first: (class, y, x)."""
-    return from_probabilities(torch.from_numpy(probabilities), output, dim=0).numpy()
-
-
-def without_numbers(values: NDArray[Any], output: Output) -> NDArray[np.bool_]:
-    """Return (y, x) where what was read out says that the logits are not finite."""
-    if output == "class":
-        return np.asarray(values == IGNORE_INDEX)
-    if output == "confidence":
-        return np.isnan(values)
-    # A pixel with probabilities has one that is not 0 on the scale to 255.
-    return np.asarray(np.isnan(values[0]) if output == "probabilities" else ~values.any(axis=0))

@@ -57,7 +57,7 @@ def block_array(plan: MapPlan, preparations: Mapping[str, Preparation], predict:
     tasks: dict[Any, Task] = {}
     for block in plan.blocks():
         regions = edge_regions(plan, preparations, edges, block)
-        inputs = [refer(source, *number) for source in edges for number in needed_chunks(zone, source, regions[source])]
+        inputs = [refer(name, *number) for name in regions for number in needed_chunks(zone, name, regions[name])]
         tasks[name, *block] = Task((name, *block), attached, block, *inputs)
     graph = HighLevelGraph.from_collections(name, tasks, dependencies=[*arrays.values()])  # type: ignore[list-item]
     return da.Array(graph, name, chunks, dtype=object, meta=meta)
@@ -76,8 +76,11 @@ def edge_names(zone: Zone, preparations: Mapping[str, Preparation]) -> tuple[str
 def edge_regions(
     plan: MapPlan, preparations: Mapping[str, Preparation], edges: tuple[str, ...], block: Block
 ) -> Regions:
-    """Return the rows and columns of those that a block reads."""
-    regions = source_regions(plan.zone, preparations, *block_region(plan, block))
+    """Return the rows and columns of those that a block reads; none outside the zone's area of interest."""
+    region = block_region(plan, block)
+    if region is None:
+        return {}
+    regions = source_regions(plan.zone, preparations, *region)
     return {source: regions[source] for source in edges}
 
 

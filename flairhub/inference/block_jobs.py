@@ -81,7 +81,7 @@ def _supplied(
 ) -> Iterator[BlockJob]:
     def needed(block: Block) -> list[Chunk]:
         regions = edge_regions(plan, preparations, edges, block)
-        return [(name, *number) for name in edges for number in needed_chunks(plan.zone, name, regions[name])]
+        return [(name, *number) for name in regions for number in needed_chunks(plan.zone, name, regions[name])]
 
     left = Counter(chunk for block in blocks for chunk in needed(block))
     with chunks:

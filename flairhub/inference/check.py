@@ -36,6 +36,8 @@ def check(config: ZonalConfig | Paths) -> CheckReport:
         _collect(report, lambda: _weights_exist(config))
         return report
     _grid_facts(report, zone)
+    if config.aoi is not None:
+        _area_facts(report, zone)
     ref = _collect(report, lambda: fitted(zone, zone_model(config, zone)))
     if ref is None:
         return report
@@ -68,8 +70,8 @@ def _weights_exist(config: ZonalConfig) -> None:
 
 def _grid_facts(report: CheckReport, zone: Zone) -> None:
     box = zone.geobox
-    area_km2 = box.height * box.width * box.pixel_m2 / 1e6
-    report.facts.append(("zone", f"{box.height} x {box.width} px of {box.x_res_m:g} m, {area_km2:.3g} km2"))
+    size = f"{box.height} x {box.width} px of {box.x_res_m:g} m"
+    report.facts.append(("zone", f"{size}, {_km2(zone, box.height * box.width)}"))
     if note := area_note(box):
         report.note(note)
     for raster in zone.everything:
@@ -80,9 +82,27 @@ def _grid_facts(report: CheckReport, zone: Zone) -> None:
         compare_with_published(report, raster)
 
 
+def _area_facts(report: CheckReport, zone: Zone) -> None:
+    area, box = zone.aoi, zone.geobox
+    if area is None:
+        report.facts.append(("area of interest", "all of the zone"))
+        return
+    share = area.n_px / (box.height * box.width)
+    report.facts.append(("area of interest", f"{share:.1%} of the zone, {_km2(zone, area.n_px)}: {area.name}"))
+    if area.n_repaired:
+        report.note(f"aoi: {area.name}: {area.n_repaired} invalid geometries are repaired. Look at the map's border.")
+    if area.reaches_beyond:
+        report.note(f"aoi: {area.name} reaches beyond the zone, where there is nothing to map.")
+
+
+def _km2(zone: Zone, n_px: float) -> str:
+    return f"{n_px * zone.geobox.pixel_m2 / 1e6:.3g} km2"
+
+
 def _size_facts(report: CheckReport, plan: MapPlan, ref: ModelRef, config: ZonalConfig) -> None:
     report.facts.append(("windows", f"{plan.n_windows} of {plan.rows.window} px, {plan.cols.step} px apart"))
-    report.facts.append(("blocks", f"{plan.n_blocks[0]} x {plan.n_blocks[1]}"))
+    inside = "" if plan.zone.aoi is None else f", {len(plan.blocks_inside())} of them in the area of interest"
+    report.facts.append(("blocks", f"{plan.n_blocks[0]} x {plan.n_blocks[1]}{inside}"))
     report.facts.append(("pixels computed per pixel", f"{plan.recompute_factor:.2f}"))
     per_px = source_bytes_per_px(plan.zone, list(plan.zone.rasters))
     block = max(np.diff(plan.row_edges)) * max(np.diff(plan.col_edges)) * float(plan.ratio) ** 2

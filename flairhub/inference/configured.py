@@ -28,23 +28,24 @@ from flairhub.jobs import try_folder
 from flairhub.modalities import LABELS
 from flairhub.progress import Progress
 from flairhub.timeseries import check_channels
-from flairhub.zones import RasterRequest, Zone, build_zone, zone_of_cube
+from flairhub.zones import RasterRequest, Zone, build_zone, with_area, zone_of_cube
 
 
-def open_zone(config: ZonalConfig | Zone | Paths, *, all_masks: bool = False) -> Zone:
+def open_zone(config: ZonalConfig | Zone | Paths, *, aoi: Any = None, all_masks: bool = False) -> Zone:
     """Open the rasters of a zonal configuration: headers and date files are checked, no pixel is read.
 
     Args:
-        config: The configuration, or its YAML file or files; an open zone is returned as it is.
+        config: The configuration, or its YAML file or files; an open zone keeps its rasters.
+        aoi: Only this area is mapped, instead of the configuration's `aoi`; as for `flairhub.zone`.
         all_masks: Also open the quality masks of series whose clouds are not filtered, to ingest them.
 
     Raises:
         ConfigError: The configuration is wrong, or windows do not fit the rasters' pixels.
-        ZoneError: Rasters are missing or do not fit each other, their dates or their channels.
+        ZoneError: Rasters are missing or do not fit each other, their dates or their channels, or the area does not.
         CubeError: `cube` names no cube, or a damaged one.
     """
     if isinstance(config, Zone):
-        return config
+        return with_area(config, aoi)
     config = load_zonal_config(config)
     try:
         zone = _rasters_of(config, all_masks) if config.cube is None else _cube_of(config, all_masks)
@@ -60,7 +61,7 @@ def open_zone(config: ZonalConfig | Zone | Paths, *, all_masks: bool = False) ->
             check_channels(block.channels or (), len(zone.rasters[name].bands))
         except UsageError as error:
             raise ZoneError(f"modalities.{name}.channels: {zone.rasters[name].where}: {error}") from None
-    return zone
+    return with_area(zone, config.aoi.given if aoi is None and config.aoi is not None else aoi)
 
 
 def _cube_of(config: ZonalConfig, all_masks: bool) -> Zone:

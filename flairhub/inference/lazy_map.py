@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from flairhub.class_raster import class_attributes
 from flairhub.errors import UsageError, ZoneError
-from flairhub.inference.block import DTYPES, NODATA, OUTPUTS, Region, predict_region
+from flairhub.inference.block import Region, predict_region
 from flairhub.inference.block_graph import block_array, zones_in
 from flairhub.inference.map_plan import PLAIN, MapPlan, Output, Sizes, Style, fitted, map_sizes, plan_map
 from flairhub.inference.model_ref import ModelRef, block_model, model_ref
+from flairhub.inference.window_outputs import DTYPES, NODATA, OUTPUTS
 from flairhub.not_finite import too_many_not_finite
 from flairhub.tasks import IGNORE_INDEX, Task
 from flairhub.zones import Zone, identity, joined
@@ -82,6 +83,8 @@ def computed_block(
             "predict_block: the block does not say how it is computed. Map over a Dataset of zone.template(model), "
             "with its attributes and its coordinates x and y."
         )
+    if facts.get("aoi_sha256") != (None if zone.aoi is None else zone.aoi.digest):
+        raise ZoneError("predict_block: the template is of another area of interest. Take a template of the same zone.")
     zone = _zone_of(chunk, zone)
     labels = tuple(np.atleast_1d(facts["tasks"]).tolist())
     ref = fitted(zone, block_model(model, facts.get("device")).select_tasks(labels))
@@ -95,7 +98,7 @@ def computed_block(
     cols = _positions(chunk["x"], box.x_min, box.x_res, box.width)
     if not wanted or not rows.size or not cols.size:
         return chunk, Region({}, 0, {})
-    spans = (int(rows.min()), int(rows.max()) + 1), (int(cols.min()), int(cols.max()) + 1)
+    spans = plan.on_zone((int(rows.min()), int(rows.max()) + 1), (int(cols.min()), int(cols.max()) + 1))
     region = predict_region(plan, ref, *spans, tuple(dict.fromkeys(output for _, output in wanted.values())), stop)
     values = {name: _filled(chunk[name], region.values[key], rows, cols) for name, key in wanted.items()}
     return chunk.assign(values), region
@@ -217,7 +220,7 @@ def _pick(name: str, block: xr.Dataset) -> NDArray[Any]:
 def blank_block(plan: MapPlan, tasks: Sequence[Task], outputs: Iterable[Output], block: Block) -> xr.Dataset:
     """Return a block of the template, for `predict_block`; its values take no memory."""
     (top, bottom), (left, right) = plan.extent(block)
-    coords = plan.geobox.coords()
+    coords = plan.coords
     facts = {**_attributes(plan, tasks), "batch_size": plan.sizes.batch_size}
     part = xr.Dataset({}, {"y": coords["y"][top:bottom], "x": coords["x"][left:right]}, facts)
     for task in tasks:
@@ -282,7 +285,7 @@ def _chunks(plan: MapPlan, task: Task, output: Output) -> tuple[tuple[int, ...],
 def _axes(plan: MapPlan) -> dict[str, Any]:
     return {
         name: (name, centres, {"axis": name.upper(), "standard_name": f"projection_{name}_coordinate"})
-        for name, centres in plan.geobox.coords().items()
+        for name, centres in plan.coords.items()
     }
 
 
@@ -304,6 +307,8 @@ def _attributes(plan: MapPlan, tasks: Sequence[Task]) -> dict[str, Any]:
         "flips": int(style.flips),
         "missing": "drop" if style.drop_missing else "nodata",
     }
+    if plan.zone.aoi is not None:
+        attributes |= {"aoi": plan.zone.aoi.name, "aoi_sha256": plan.zone.aoi.digest}
     return attributes if sizes.output_px_m is None else {**attributes, "output_px_m": sizes.output_px_m}
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import product
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from flairhub.data import Preparation
 from flairhub.errors import UsageError, ZoneError
 from flairhub.geo import GeoBox
 from flairhub.inference.model_ref import ModelRef
-from flairhub.inference.resample import output_length, output_ratio
-from flairhub.inference.windows import AxisWindows, block_edges, chunk_length, plan_axis
+from flairhub.inference.resample import fine_span, output_length, output_ratio, output_span
+from flairhub.inference.windows import AxisWindows, block_edges, chunk_length, map_span, plan_axis, touching
 from flairhub.prepare import ImagePreparation
 from flairhub.timeseries import SeriesPreparation, check_channels
 from flairhub.zones import Raster, Zone
@@ -74,13 +78,16 @@ PLAIN = Style()
 class MapPlan:
     """How a zone is cut into windows and blocks: facts only, small.
 
+    A zone with an area of interest has a map of the windows around that area; the map's pixels are the zone's.
+
     Attributes:
         zone: The rasters.
         rows: Windows along y.
         cols: Windows along x.
         ratio: Finest pixels per output pixel.
-        row_edges: Block edges along y, output pixels.
+        row_edges: Block edges along y, pixels of the map.
         col_edges: Block edges along x.
+        origin: Row and column of the zone's output grid at which the map begins.
         sizes: Of windows and output pixels.
         tasks: (name, number of classes) of what is predicted.
         style: Blending, precision, flips, missing inputs.
@@ -92,6 +99,7 @@ class MapPlan:
     ratio: Fraction
     row_edges: tuple[int, ...]
     col_edges: tuple[int, ...]
+    origin: tuple[int, int]
     sizes: Sizes
     tasks: tuple[tuple[str, int], ...]
     style: Style = PLAIN
@@ -99,7 +107,15 @@ class MapPlan:
     @property
     def geobox(self) -> GeoBox:
         """Grid of the maps; its last row and column may reach beyond the zone by part of a pixel."""
-        return output_geobox(self.zone, self.ratio)
+        whole = output_geobox(self.zone, self.ratio)
+        return whole.crop(*self.origin, self.row_edges[-1], self.col_edges[-1])
+
+    @property
+    def coords(self) -> dict[str, NDArray[np.float64]]:
+        """Centres of the map's pixels, `y` and `x`: the very numbers of the map of the whole zone."""
+        centres = output_geobox(self.zone, self.ratio).coords()
+        starts, lengths = self.origin, (self.row_edges[-1], self.col_edges[-1])
+        return {name: centres[name][o : o + n] for name, o, n in zip(("y", "x"), starts, lengths, strict=True)}
 
     @property
     def n_blocks(self) -> tuple[int, int]:
@@ -108,14 +124,14 @@ class MapPlan:
 
     @property
     def n_windows(self) -> int:
-        """Windows that cover the zone."""
-        return self.rows.count * self.cols.count
+        """Windows that cover the zone, or its area of interest."""
+        return self.rows.count * self.cols.count if self.zone.aoi is None else len(self.windows()[0])
 
     @property
     def recompute_factor(self) -> float:
-        """Pixels the network sees per pixel of the zone."""
-        box = self.zone.geobox
-        return self.n_windows * self.rows.window**2 / (box.height * box.width)
+        """Pixels the network sees per pixel of the zone, or of its area of interest."""
+        box, area = self.zone.geobox, self.zone.aoi
+        return self.n_windows * self.rows.window**2 / (box.height * box.width if area is None else area.n_px)
 
     @property
     def chunks(self) -> tuple[int, int]:
@@ -126,8 +142,45 @@ class MapPlan:
         """Row and column numbers of all blocks."""
         return product(range(self.n_blocks[0]), range(self.n_blocks[1]))
 
+    def blocks_inside(self) -> list[tuple[int, int]]:
+        """Row and column numbers of the blocks that hold a pixel of the area of interest; all without one."""
+        blocks = list(self.blocks())
+        if self.zone.aoi is None:
+            return blocks
+        spans = np.array([self.on_zone(*self.extent(block)) for block in blocks])
+        touched = self.zone.aoi.touches(spans[:, 0], spans[:, 1], self.ratio)
+        return [block for block, inside in zip(blocks, touched.tolist(), strict=True) if inside]
+
+    def windows(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Row and column numbers of the windows that are computed where all pixels hold data."""
+        axes = self.rows, self.cols
+        if self.zone.aoi is None:
+            numbers = np.meshgrid(*(np.arange(axis.count) for axis in axes), indexing="ij")
+            return numbers[0].ravel(), numbers[1].ravel()
+        spans, ranges = [], []
+        for axis, first, edges in zip(axes, self.origin, (self.row_edges, self.col_edges), strict=True):
+            low, high = fine_span(first, first + edges[-1], axis.length, self.ratio)
+            chosen = touching(axis, low, high) if self.style.blend else axis.covering(low, high)
+            ranges.append(np.array(chosen))
+            reach = [self._output_reach(axis, index) for index in chosen]
+            spans.append(np.array(reach))
+        row, col = (numbers.ravel() for numbers in np.meshgrid(*map(np.arange, map(len, ranges)), indexing="ij"))
+        inside = self.zone.aoi.touches(spans[0][row], spans[1][col], self.ratio)
+        return ranges[0][row[inside]], ranges[1][col[inside]]
+
+    def _output_reach(self, axis: AxisWindows, index: int) -> tuple[int, int]:
+        """Output pixels of the zone that a window is part of."""
+        start = axis.start(index)
+        first, last = (max(start, 0), min(start + axis.window, axis.length)) if self.style.blend else axis.core(index)
+        return output_span(first, last, axis.length, self.ratio)
+
+    def on_zone(self, rows: tuple[int, int], cols: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return a region of the map in pixels of the zone's output grid."""
+        row, col = self.origin
+        return (rows[0] + row, rows[1] + row), (cols[0] + col, cols[1] + col)
+
     def extent(self, block: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-        """First row and one past the last, and the same for columns, of a block in output pixels."""
+        """First row and one past the last, and the same for columns, of a block in pixels of the map."""
         row, col = block
         return (self.row_edges[row], self.row_edges[row + 1]), (self.col_edges[col], self.col_edges[col + 1])
 
@@ -231,10 +284,23 @@ def plan_map(
     if sizes.batch_size < 1:
         raise UsageError(f"batch_size: got {sizes.batch_size}, expected at least 1.")
     block = default_block(zone, model, rows.step, ratio, style) if block_px is None else block_px
-    row_edges = block_edges(output_length(rows.length, ratio), block, ratio, rows)
-    col_edges = block_edges(output_length(cols.length, ratio), block, ratio, cols)
+    (top, bottom), (left, right) = _map_extent(zone, rows, cols, ratio)
+    row_edges = block_edges(bottom - top, block, ratio, rows, top)
+    col_edges = block_edges(right - left, block, ratio, cols, left)
     names = tuple((task.label, task.n_classes) for task in model.tasks)
-    return MapPlan(zone, rows, cols, ratio, row_edges, col_edges, sizes, names, style)
+    return MapPlan(zone, rows, cols, ratio, row_edges, col_edges, (top, left), sizes, names, style)
+
+
+def _map_extent(
+    zone: Zone, rows: AxisWindows, cols: AxisWindows, ratio: Fraction
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Rows and columns of the zone's output grid that are mapped: the cores of the windows around its area."""
+    height, width = output_length(rows.length, ratio), output_length(cols.length, ratio)
+    if zone.aoi is None:
+        return (0, height), (0, width)
+    left, top, right, bottom = (bound / float(ratio) for bound in zone.aoi.bounds)
+    spans = (int(top), min(math.ceil(bottom), height)), (int(left), min(math.ceil(right), width))
+    return map_span(*spans[0], ratio, rows, height), map_span(*spans[1], ratio, cols, width)
 
 
 def source_bytes_per_px(zone: Zone, names: list[str]) -> float:

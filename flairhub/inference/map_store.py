@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,7 +36,7 @@ class BlockRecord:
     Attributes:
         crc: crc32 of its pixels, by array of the store.
         counts: Output pixels per class, by task.
-        nodata: Output pixels without data.
+        nodata: Output pixels without data; those outside the area of interest do not count.
         not_finite: Output pixels with data for which the network gave no finite logits, by task.
     """
 
@@ -211,8 +212,17 @@ class Work:
         return self.store.read(array, rows, cols)
 
     def checksums(self, array: str) -> list[tuple[Span, Span, int]]:
-        """Rows, columns and checksum of the finished blocks of an array, in their order."""
-        return [(*self.store.extent(block), record.crc[array]) for block, record in sorted(self.done.items())]
+        """Rows, columns and checksum of all blocks of an array, in their order.
+
+        Blocks outside the area of interest were never written: theirs is that of what is read in their place.
+        """
+        regions = []
+        for block in product(range(len(self.store.row_edges) - 1), range(len(self.store.col_edges) - 1)):
+            rows, cols = self.store.extent(block)
+            record = self.done.get(block)
+            checksum = checksum_of(self.read(array, rows, cols)) if record is None else record.crc[array]
+            regions.append((rows, cols, checksum))
+        return regions
 
     def remove(self) -> None:
         """Delete the folder: the map is in its place."""

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Self
 import pandas as pd
 import xarray as xr
 
-from flairhub.inference.block import DTYPES
 from flairhub.inference.block_graph import blank_array, block_sources
 from flairhub.inference.lazy_map import chosen_outputs, lazy_maps, leading_of
 from flairhub.inference.map_plan import PLAIN, Output, Style, fitted, map_sizes, plan_map
 from flairhub.inference.model_ref import ModelRef, model_ref
+from flairhub.inference.window_outputs import DTYPES
 from flairhub.tasks import Task
 from flairhub.zones import Zone
 

@@ -7,6 +7,7 @@ has the same bits however the axis is cut into blocks.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -60,6 +61,24 @@ def output_length(length: int, ratio: Fraction) -> int:
     return -((-length * ratio.denominator) // ratio.numerator)
 
 
+def fine_span(first: int, last: int, length: int, ratio: Fraction) -> tuple[int, int]:
+    """Return the fine pixels that output pixels `[first, last)` are made of, of an axis of `length` fine pixels."""
+    if ratio == 1:
+        return first, last
+    needed = taps(first, last, length, ratio)
+    return needed.first, needed.last
+
+
+def output_span(first: int, last: int, length: int, ratio: Fraction) -> tuple[int, int]:
+    """Return the output pixels that fine pixels `[first, last)` are part of."""
+    if ratio == 1:
+        return first, last
+    # One more on each side for what interpolation reaches.
+    around = 0 if ratio >= 1 else math.ceil(1 / ratio)
+    low, high = math.floor(first / ratio) - around, math.ceil(last / ratio) + around
+    return max(low, 0), min(high, output_length(length, ratio))
+
+
 def taps(first: int, last: int, length: int, ratio: Fraction) -> Taps:
     """Return the weights of output pixels `[first, last)`.
 
@@ -94,6 +113,29 @@ def _linear(outputs: NDArray[np.int64], ratio: Fraction) -> tuple[NDArray[np.int
     below = centre // (2 * b)
     share = (centre - below * 2 * b) / (2 * b)
     return np.stack([below, below + 1], axis=1), np.stack([1 - share, share], axis=1)
+
+
+def needed_pixels(wanted: NDArray[np.bool_], rows: Taps, cols: Taps) -> NDArray[np.bool_]:
+    """Return which fine pixels the wanted output pixels are made of.
+
+    Args:
+        wanted: (output y, output x).
+        rows: Taps of the y axis.
+        cols: Taps of the x axis.
+
+    Returns:
+        (y, x) of the fine pixels `[rows.first, rows.last)` by `[cols.first, cols.last)`.
+    """
+    return _needed(_needed(wanted, rows).T, cols).T
+
+
+def _needed(wanted: NDArray[np.bool_], axis: Taps) -> NDArray[np.bool_]:
+    """Which fine pixels along the first axis wanted output pixels are made of."""
+    result = np.zeros((axis.last - axis.first, wanted.shape[1]), dtype=bool)
+    for index, weight in zip(axis.index.T, axis.weight.T, strict=True):
+        # Several output pixels may be made of one fine pixel.
+        np.logical_or.at(result, index, wanted & (weight > 0)[:, None])
+    return result
 
 
 def apply_taps(values: NDArray[Any], rows: Taps, cols: Taps) -> NDArray[np.float32]:

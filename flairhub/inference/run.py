@@ -77,12 +77,12 @@ class ZonalResult:
     Attributes:
         maps: One per task.
         tiles: GeoPackage of the windows, when asked for.
-        nodata_share: Share of the pixels without data.
+        nodata_share: Share of the pixels without data; of a zone with an area of interest, of the pixels in it.
         not_finite: Pixels with data that have no class because the network gave no finite logits, by task.
-        n_blocks: Blocks of the zone.
+        n_blocks: Blocks of the zone, or of its area of interest.
         n_computed: Blocks computed by this run; the others were there from a killed one.
-        n_windows: Windows of the zone.
-        recompute_factor: Pixels the network sees per pixel of the zone.
+        n_windows: Windows of the zone, or of its area of interest.
+        recompute_factor: Pixels the network sees per pixel of the zone, or of its area of interest.
         seconds: Wall time of this run.
         extras: Confidence rasters, polygons, STAC item, as asked for.
         already_complete: An earlier run of the same command had made all files; nothing was done.
@@ -236,8 +236,7 @@ def write_zone(
             _finish(plan, ref, work, target, report)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"{len(work.done)} of {plan.n_blocks[0] * plan.n_blocks[1]} blocks are done; "
-                f"the same command continues there."
+                f"{len(work.done)} of {len(plan.blocks_inside())} blocks are done; the same command continues there."
             ) from None
         result = _result(plan, ref, work, target, before, started)
         work.remove()
@@ -253,7 +252,7 @@ def _compute(
     scheduler: str | None,
     report: Progress,
 ) -> None:
-    blocks = [block for block in plan.blocks() if block not in work.done]
+    blocks = [block for block in plan.blocks_inside() if block not in work.done]
     total = len(blocks) + len(work.done)
     report("map", len(work.done), total)
     _check_finite(plan, work)
@@ -300,6 +299,7 @@ def compute_block(
     outputs += ["confidence"] if with_confidence else []
     block = blank_block(plan, ref.tasks, outputs, job.block)
     maps, region = computed_block(block, job.zone or plan.zone, ref, stop)
+    area, place = plan.zone.aoi, plan.on_zone(*plan.extent(job.block))
     crc: dict[str, int] = {}
     counts, nodata = {}, 0
     for task in ref.tasks:
@@ -313,7 +313,7 @@ def compute_block(
             stored[name("confidence")] = scaled_confidence(maps[name("confidence")].values)
         crc |= {array: store.write(array, job.block, values) for array, values in stored.items()}
         counts[task.label] = tuple(np.bincount(classes[valid], minlength=task.n_classes).tolist())
-        nodata = valid.size - region.n_valid
+        nodata = (valid.size if area is None else int(area.mask(*place, plan.ratio).sum())) - region.n_valid
     return BlockRecord(crc, counts, nodata, region.not_finite)
 
 
@@ -379,12 +379,11 @@ def _finished_result(plan: MapPlan, ref: ModelRef, target: _Target, started: flo
         total = sum(counts)
         shares = {name: n / total for name, n in zip(task.names, counts, strict=True) if n}
         maps.append(MapFile(task.label, path, path.stat().st_size, shares, task))
-    box = plan.geobox
     return ZonalResult(
         maps=tuple(maps),
         tiles=target.folder / f"{target.name}_tiles.gpkg" if target.tiles else None,
-        nodata_share=nodata / (box.height * box.width),
-        n_blocks=plan.n_blocks[0] * plan.n_blocks[1],
+        nodata_share=nodata / max(nodata + total + not_finite[task.label], 1),
+        n_blocks=len(plan.blocks_inside()),
         n_computed=0,
         n_windows=plan.n_windows,
         recompute_factor=plan.recompute_factor,

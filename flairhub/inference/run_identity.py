@@ -120,6 +120,11 @@ def run_tags(plan: MapPlan, ref: ModelRef) -> dict[str, str]:
         "FLAIRHUB_INPUTS": ",".join(ref.preparations),
         "FLAIRHUB_WINDOW_PX": str(plan.sizes.window_px),
         "FLAIRHUB_MARGIN_PX": str(plan.sizes.margin_px),
+        **(
+            {}
+            if plan.zone.aoi is None
+            else {"FLAIRHUB_AOI": plan.zone.aoi.name, "FLAIRHUB_AOI_SHA256": plan.zone.aoi.digest}
+        ),
     }
 
 
@@ -137,6 +142,7 @@ def run_key(plan: MapPlan, ref: ModelRef, output_type: OutputType, maps: xr.Data
         "windows": [plan.sizes.window_px, plan.sizes.margin_px],
         "ratio": str(plan.ratio),
         "blocks": [plan.row_edges, plan.col_edges],
+        **({} if zone.aoi is None else {"aoi": zone.aoi.digest}),
         "output": [output_type, {str(name): array.shape for name, array in maps.data_vars.items()}],
         "style": asdict(plan.style),
     }

@@ -97,7 +97,7 @@ def write_task_polygons(
 
 
 def write_tiles(plan: MapPlan, path: Path) -> None:
-    """Write the footprints of all windows as a GeoPackage.
+    """Write the footprints of all windows, or those of the area of interest, as a GeoPackage.
 
     Columns: `window_row`, `window_col`; `row`, `col`, `height`, `width` of the pixels the window writes (its geometry),
     finest pixels; `read_row`, `read_col`, `read_px`: what it reads, halo included, may lie outside the zone.
@@ -107,7 +107,7 @@ def write_tiles(plan: MapPlan, path: Path) -> None:
 
     rows = _axis_table(plan.rows)
     cols = _axis_table(plan.cols)
-    row, col = (index.ravel() for index in np.meshgrid(range(len(rows)), range(len(cols)), indexing="ij"))
+    row, col = plan.windows()
     box = plan.zone.geobox
     top, bottom, left, right = rows[row, 0], rows[row, 1], cols[col, 0], cols[col, 1]
     geometry = shapely.box(
@@ -142,6 +142,7 @@ def stac_item(
 ) -> str:
     """Return a STAC 1.0 item as JSON text, with the projection and classification extensions.
 
+    Its geometry is the outline of the area of interest, else that of the map.
     Its time is the span of the zone's series; without a series, when the rasters were last changed.
 
     Args:
@@ -152,12 +153,10 @@ def stac_item(
         tags: Of the maps.
     """
     from rasterio.crs import CRS
-    from rasterio.warp import transform_bounds
 
     box = plan.geobox
     crs = CRS.from_wkt(box.crs_wkt)
-    west, south, east, north = (round(value, 8) for value in transform_bounds(crs, "EPSG:4326", *box.bounds))
-    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+    geometry, bbox = _footprint(plan)
     properties: dict[str, Any] = {
         **_time(plan.zone),
         "proj:epsg": crs.to_epsg(),
@@ -174,13 +173,35 @@ def stac_item(
             "https://stac-extensions.github.io/classification/v1.1.0/schema.json",
         ],
         "id": name,
-        "geometry": {"type": "Polygon", "coordinates": [ring]},
-        "bbox": [west, south, east, north],
+        "geometry": geometry,
+        "bbox": bbox,
         "properties": properties,
         "links": [],
         "assets": {Path(file).stem: _asset(file, layer, task, box) for file, (layer, task) in files.items()},
     }
     return json.dumps(item, indent=1, ensure_ascii=False) + "\n"
+
+
+def _footprint(plan: MapPlan) -> tuple[Any, list[float]]:
+    """GeoJSON of the area of interest, else of the map, and its bounds; longitude, latitude."""
+    from rasterio.warp import transform_bounds
+
+    if plan.zone.aoi is None:
+        box = plan.geobox
+        west, south, east, north = (
+            round(value, 8) for value in transform_bounds(box.crs_wkt, "EPSG:4326", *box.bounds)
+        )
+        ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+        return {"type": "Polygon", "coordinates": [ring]}, [west, south, east, north]
+    import geopandas
+    import shapely
+    from shapely.geometry.polygon import orient
+
+    area = geopandas.GeoSeries([plan.zone.aoi.outline(plan.zone.geobox)], crs=plan.zone.geobox.crs_wkt)
+    shape = shapely.transform(area.to_crs("EPSG:4326").iloc[0], lambda xy: np.round(xy, 8))
+    polygons = [orient(polygon) for polygon in shapely.get_parts(shape)]
+    geometry = polygons[0] if len(polygons) == 1 else shapely.multipolygons(polygons)
+    return json.loads(shapely.to_geojson(geometry)), list(geometry.bounds)
 
 
 def _time(zone: Zone) -> dict[str, Any]:

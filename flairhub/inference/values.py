@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import permutations, product
@@ -135,22 +136,34 @@ def refuse_trouble(zone: Zone, ref: ModelRef) -> None:
         )
 
 
-def _samples(raster: Raster, channels: tuple[int, ...] | None) -> Iterator[Pixels]:
-    for row, col in product(_spots(raster.geobox.height), _spots(raster.geobox.width)):
+def _samples(zone: Zone, raster: Raster, channels: tuple[int, ...] | None) -> Iterator[Pixels]:
+    for row, col in _spots(zone, raster):
         yield raster.read(row, col, channels)
 
 
-def _spots(length: int) -> list[tuple[int, int]]:
+def _spots(zone: Zone, raster: Raster) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Rows and columns of squares spread over a raster, or over the bounds of the zone's area of interest."""
+    height, width = raster.geobox.height, raster.geobox.width
+    spans = (0, height), (0, width)
+    if zone.aoi is not None:
+        left, top, right, bottom = zone.aoi.bounds
+        down, across = height / zone.geobox.height, width / zone.geobox.width
+        spans = (int(top * down), math.ceil(bottom * down)), (int(left * across), math.ceil(right * across))
+    return list(product(_along(*spans[0], height), _along(*spans[1], width)))
+
+
+def _along(first: int, last: int, length: int) -> list[tuple[int, int]]:
     size = min(SAMPLE_PX, length)
-    firsts = np.unique(np.linspace(0, length - size, SAMPLES_PER_AXIS).astype(int))
-    return [(int(first), int(first) + size) for first in firsts]
+    first, last = min(first, length - size), min(max(last, first + size), length)
+    starts = np.unique(np.linspace(first, last - size, SAMPLES_PER_AXIS).astype(int))
+    return [(int(start), int(start) + size) for start in starts]
 
 
 def _check_values(
     report: CheckReport, zone: Zone, name: str, preparation: ImagePreparation | SeriesPreparation
 ) -> None:
     raster = zone.rasters[name]
-    samples = list(_samples(raster, preparation.channels))
+    samples = list(_samples(zone, raster, preparation.channels))
     share = float(np.mean([1.0 if one.anywhere is None else one.anywhere.mean() for one in samples]))
     if share < 1:
         report.facts.append((f"{name}: sampled pixels with data", f"{share:.1%}"))
@@ -196,7 +209,7 @@ def _check_clouds(report: CheckReport, zone: Zone, name: str, rule: CloudFilter)
     series, mask = zone.rasters[name], zone.quality[name]
     assert series.dates is not None
     clear, usable = [], []
-    for row, col in product(_spots(mask.geobox.height), _spots(mask.geobox.width)):
+    for row, col in _spots(zone, mask):
         source, quality = series.read(row, col), mask.read(row, col)
         highest = int(np.where(_valid_of(quality)[:, None], quality.values, 0).max())
         if highest > 100:

@@ -104,7 +104,19 @@ def plan_axis(length: int, window: int, margin: int, lattice: int) -> AxisWindow
     return AxisWindows(length, window, step, crop, -(-crop // lattice) * lattice)
 
 
-def block_edges(n_out: int, block: int, ratio: Fraction, axis: AxisWindows) -> tuple[int, ...]:
+def map_span(first: int, last: int, ratio: Fraction, axis: AxisWindows, n_out: int) -> tuple[int, int]:
+    """Widen a range of output pixels to the nearest that begin with cores, so that blocks can begin there, too.
+
+    Where no output pixel begins with a core the range stays as it is.
+    """
+    border, spacing = core_borders(ratio, axis)
+    if not spacing:
+        return first, last
+    low = 0 if first < border else border + (first - border) // spacing * spacing
+    return low, min(border + max(0, -((border - last) // spacing)) * spacing, n_out)
+
+
+def block_edges(n_out: int, block: int, ratio: Fraction, axis: AxisWindows, start: int = 0) -> tuple[int, ...]:
     """Cut an output axis into blocks of at most `block` pixels, at the borders of cores where possible.
 
     All blocks have one length, but for a shorter last one and, where cores start before the zone, a shorter first one.
@@ -115,10 +127,11 @@ def block_edges(n_out: int, block: int, ratio: Fraction, axis: AxisWindows) -> t
     where cores start before the zone by so little that only tiny chunks would divide all edges.
 
     Args:
-        n_out: Output pixels along the axis.
+        n_out: Output pixels along the axis, counted from `start`.
         block: Largest block, output pixels.
         ratio: Finest pixels per output pixel.
         axis: The windows.
+        start: Output pixels of the zone that come before, as `map_span` gives it.
 
     Returns:
         Edges in output pixels, from 0 to `n_out`.
@@ -127,11 +140,13 @@ def block_edges(n_out: int, block: int, ratio: Fraction, axis: AxisWindows) -> t
         raise UsageError(f"block_px: got {block}, expected at least 1.")
     if n_out <= block:
         return 0, n_out
-    first, length = _first_and_regular(block, *_core_borders(ratio, axis))
+    border, spacing = core_borders(ratio, axis)
+    border = (border - start - 1) % spacing + 1 if spacing else 0
+    first, length = _first_and_regular(block, border, spacing)
     return (0, *range(first, n_out, length), n_out)
 
 
-def _core_borders(ratio: Fraction, axis: AxisWindows) -> tuple[int, int]:
+def core_borders(ratio: Fraction, axis: AxisWindows) -> tuple[int, int]:
     """The first output pixel above 0 that starts with a core, and how far apart such pixels are; (0, 0) = none."""
     # Pixel e starts at fine pixel e * a / b, cores start at i * step - phase: e * a = -phase * b modulo step * b.
     a, modulus = ratio.numerator, axis.step * ratio.denominator

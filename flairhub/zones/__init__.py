@@ -1,5 +1,7 @@
 """Zones: rasters of one area behind one protocol. See docs/zonal.md."""
 
+from flairhub.zones.area import Area
+from flairhub.zones.area_source import with_area
 from flairhub.zones.arrays import ArrayRaster, is_edge
 from flairhub.zones.edges import Regions, attach, chunk_bytes, detach, joined, needed_chunks
 from flairhub.zones.files import FileRaster, open_file
@@ -10,6 +12,7 @@ from flairhub.zones.warped import WarpedRaster
 from flairhub.zones.zone import RasterRequest, Zone, build_zone, fit, zone_of_cube
 
 __all__ = [
+    "Area",
     "ArrayRaster",
     "FileRaster",
     "Pixels",
@@ -31,6 +34,7 @@ __all__ = [
     "needed_chunks",
     "open_array",
     "open_file",
+    "with_area",
     "zone",
     "zone_of_cube",
 ]

@@ -17,6 +17,7 @@ from flairhub.geo import same_grid
 from flairhub.modalities import INPUTS, MODALITIES, Modality, modality
 from flairhub.validity import Nodata
 from flairhub.written_dates import parse_date
+from flairhub.zones.area_source import with_area
 from flairhub.zones.arrays import ArrayRaster, Member, file_facts, is_in_memory, one_chunk_deep
 from flairhub.zones.dates import read_dates
 from flairhub.zones.files import open_file
@@ -47,6 +48,7 @@ def zone(
     quality: Mapping[str, Any] | None = None,
     dates: Mapping[str, Any] | None = None,
     align: Literal["strict", "resample"] = "strict",
+    aoi: Any = None,
     **named: Any,
 ) -> Zone:
     """Make a zone of xarray objects: metadata and coordinates are read, no pixel.
@@ -63,6 +65,8 @@ def zone(
             coordinate; needed for files.
         align: `resample` warps rasters of another CRS, extent or pixel onto the finest one's grid while they are read;
             otherwise they must fit.
+        aoi: Only this area is mapped: the path of a vector file, a geometry, a GeoDataFrame, GeoJSON, a bbox, or a
+            mapping that says more (`path`, `layer`, `where`, `bbox`, `geometry`, `crs`); see docs/zonal.md.
         **named: Sources by modality.
 
     Returns:
@@ -70,7 +74,7 @@ def zone(
 
     Raises:
         UsageError: An unknown modality or keyword.
-        ZoneError: What a source says about itself is missing or does not fit.
+        ZoneError: What a source says about itself is missing or does not fit, or the area does not.
         DataError: A file without georeferencing, or a damaged date file.
     """
     given = {**(sources or {}), **named}
@@ -84,7 +88,7 @@ def zone(
         mask_name = MODALITIES[series].quality_mask
         assert mask_name is not None, "checked"
         masks[series] = _mask(source, mask_name, series, rasters[series])
-    return fit(rasters, masks, resample=align == "resample")
+    return with_area(fit(rasters, masks, resample=align == "resample"), aoi)
 
 
 def _check_names(sources: Mapping[str, Any], quality: Mapping[str, Any], dates: Mapping[str, Any]) -> None:

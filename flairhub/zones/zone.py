@@ -25,6 +25,8 @@ from flairhub.geo import (
     same_crs,
 )
 from flairhub.modalities import INPUTS, MODALITIES
+from flairhub.shown import facts_html
+from flairhub.zones.area import Area
 from flairhub.zones.arrays import edge_array, is_edge
 from flairhub.zones.cubes import region_rasters, zone_cube_rasters
 from flairhub.zones.dates import read_dates
@@ -67,18 +69,34 @@ class Zone:
         quality: Quality mask by the series it belongs to.
         suggested: What the configuration that opened it says about windows (`window_px`, `margin_px`, `output_px_m`,
             `batch_size`): nothing here uses it; it stands in where a map is asked for without sizes.
+        aoi: Only this area is mapped; None = all of it. The rasters stay whole.
     """
 
     geobox: GeoBox
     rasters: Mapping[str, Raster]
     quality: Mapping[str, Raster]
     suggested: Mapping[str, Any] = field(default_factory=dict)
+    aoi: Area | None = None
     _make_template: ClassVar[Callable[..., xr.Dataset] | None] = None
 
     def __repr__(self) -> str:
         box = self.geobox
         names = ", ".join([*self.rasters, *(mask.name for mask in self.quality.values())])
-        return f"<Zone {box.height} x {box.width} px of {box.x_res:g}, {crs_name(box.crs_wkt)}: {names}>"
+        where = f"{box.height} x {box.width} px of {box.x_res:g}, {crs_name(box.crs_wkt)}"
+        return f"<Zone {where}: {names}{'' if self.aoi is None else f'; {self.aoi.name}'}>"
+
+    def _repr_html_(self) -> str:
+        box = self.geobox
+        facts: dict[str, Any] = {
+            "grid": f"{box.height} x {box.width} px of {box.x_res:g}",
+            "CRS": crs_name(box.crs_wkt),
+            "area of interest": "all" if self.aoi is None else self.aoi.name,
+        }
+        for raster in self.everything:
+            grid, dates = raster.geobox, f"{raster.n_dates} dates x " if raster.n_dates else ""
+            size = f"{grid.height} x {grid.width} px of {grid.x_res:g}"
+            facts[raster.name] = f"{dates}{len(raster.bands)} bands {raster.dtype}, {size}"
+        return facts_html("Zone", facts)
 
     def __dask_tokenize__(self) -> Any:
         return [identity(raster) for raster in self.everything]

@@ -148,6 +148,7 @@ OURS = {
 
 ZONAL_DEFAULTS = {
     "output_path": "maps",
+    "aoi": None,
     "output_name": "zone",
     "write_dataframe": False,
     "output_type": "argmax",

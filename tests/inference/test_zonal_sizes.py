@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from flairhub.config import load_zonal_config
 from flairhub.errors import ConfigError
 from flairhub.inference import Style, open_zone, predict_zone
-from flairhub.inference.block import window_outputs
 from flairhub.inference.map_plan import map_sizes, plan_axes
+from flairhub.inference.window_outputs import window_outputs
 from flairhub.modalities import MODALITIES
 from flairhub.prepare import ImagePreparation
 from tests.helpers.pipelines import ZONES
