@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from flairhub.demo.seasons import Dates
 from flairhub.demo.writing import (
     compact_dates,
     dates_json,
+    finish_folder,
     prepare_folder,
     write_geopackage,
     write_raster,
@@ -24,6 +26,7 @@ from flairhub.demo.writing import (
 )
 from flairhub.modalities import LABELS, MODALITIES
 from flairhub.progress import Progress, silent
+from flairhub.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +110,8 @@ def make_demo_data(
 
     The rasters and tables depend on `seed` and `plan` alone, byte for byte. Land cover can be told from the aerial
     images; crops share one aerial look and differ by their season. `configs/` and `zonal.yaml` hold absolute paths.
+    What an earlier call with the same `seed` and `plan` has finished in the folder is kept as it is; what it has begun
+    is made anew.
 
     Args:
         folder: Where to put everything.
@@ -117,7 +122,7 @@ def make_demo_data(
         progress: Called with the stages `demo data` and `demo zone`.
 
     Raises:
-        OutputExistsError: The folder exists and is not empty.
+        OutputExistsError: The folder holds another demo, or something else.
         LockError: Another process makes a demo there.
         DataError: The system refuses to write: full disk, no permission, ...
     """
@@ -129,7 +134,11 @@ def make_in_folder(
     folder: str | Path, seed: int, plan: DemoPlan, overwrite: bool, workers: int, progress: Progress
 ) -> DemoData:
     """Do what `make_demo_data` says, for the holder of `writing_demo`."""
-    root = prepare_folder(folder, seed, overwrite)
+    root = Path(folder).expanduser().absolute()
+    facts = {"seed": seed, "plan": json.loads(json.dumps(asdict(plan))), "version": __version__}
+    finished = prepare_folder(root, facts, overwrite)
+    if finished is not None:
+        return _located(root, seed, finished)
     data, zone = root / "data", root / "zone"
     (data / _METADATA).mkdir(parents=True)
     zone.mkdir()
@@ -143,29 +152,38 @@ def make_in_folder(
         for done, future in enumerate(futures, start=1):
             patches.extend(future.result())
             progress("demo data", done, len(futures))
-        zone_dates = zone_future.result()
+        zone_future.result()
         progress("demo zone", 1, 1)
-    csv = _write_tables(data, patches, plan)
-    labels = {label: zone / f"{label}.tif" for label in LABELS}
-    result = DemoData(
+    _write_tables(data, patches, plan)
+    result = _located(root, seed, tuple(patch.patch_id for patch, _ in patches))
+    write_train_config(result.configs, result.csv, result.metadata, root, seed, plan)
+    write_zonal_config(result.zonal_config, zone, result.zone_dates, result.bundle, root / "map", plan)
+    finish_folder(root, facts, result.patch_ids)
+    log.info("made %d patches and a zone in %s", len(patches), root)
+    return result
+
+
+def _located(root: Path, seed: int, patch_ids: tuple[str, ...]) -> DemoData:
+    data, zone = root / "data", root / "zone"
+    return DemoData(
         folder=root,
         data=data,
         metadata=data / _METADATA,
-        csv=csv,
+        csv={split: data / f"{split}.csv" for split in SPLITS},
         zone=zone,
-        zone_dates=zone_dates,
-        zone_labels=labels,
+        zone_dates={
+            name: zone / f"{name}_dates.txt"
+            for name, row in MODALITIES.items()
+            if row.dates_file and row.dates_of is None
+        },
+        zone_labels={label: zone / f"{label}.tif" for label in LABELS},
         configs=root / "configs",
         zonal_config=root / "zonal.yaml",
         cube=root / "hub.zarr",
         bundle=root / "runs" / "demo" / "best.bundle",
-        patch_ids=tuple(patch.patch_id for patch, _ in patches),
+        patch_ids=patch_ids,
         seed=seed,
     )
-    write_train_config(result.configs, csv, result.metadata, root, seed, plan)
-    write_zonal_config(result.zonal_config, zone, zone_dates, result.bundle, root / "map", plan)
-    log.info("made %d patches and a zone in %s", len(patches), root)
-    return result
 
 
 @dataclass(frozen=True)
@@ -237,30 +255,25 @@ def _write_patch(data: Path, area: Area, patch: _Patch, plan: DemoPlan) -> dict[
     return dates
 
 
-def _write_zone(zone: Path, seed: np.random.SeedSequence, plan: DemoPlan) -> dict[str, Path]:
+def _write_zone(zone: Path, seed: np.random.SeedSequence, plan: DemoPlan) -> None:
     shape = (plan.zone_grid[0] * plan.patch_px, plan.zone_grid[1] * plan.patch_px)
     area = render_area(seed, ZONE_REGION, shape, plan.gsd_m)
     corner = (ZONE_REGION.left_m, ZONE_REGION.top_m)
     for name, factor in plan.factors.items():
         pixel_m = round(plan.gsd_m * factor, 6)
         write_raster(zone / f"{name}.tif", area.values[name], *corner, pixel_m, tiled=True)
-    paths = {}
     for name, dates in area.dates.items():
         if MODALITIES[name].dates_of is None:
-            paths[name] = zone / f"{name}_dates.txt"
-            paths[name].write_text("\n".join(compact_dates(dates)) + "\n", encoding="utf-8")
-    return paths
+            (zone / f"{name}_dates.txt").write_text("\n".join(compact_dates(dates)) + "\n", encoding="utf-8")
 
 
-def _write_tables(data: Path, patches: Sequence[tuple[_Patch, dict[str, Dates]]], plan: DemoPlan) -> dict[str, Path]:
+def _write_tables(data: Path, patches: Sequence[tuple[_Patch, dict[str, Dates]]], plan: DemoPlan) -> None:
     """CSV splits and the GeoPackages with dates and splits."""
     header = ("patch_id", *MODALITIES)
-    csv = {}
     for split in SPLITS:
-        csv[split] = data / f"{split}.csv"
         chosen = [patch for patch, _ in patches if patch.split == split]
         rows = ((patch.patch_id, *(patch.path(name).as_posix() for name in MODALITIES)) for patch in chosen)
-        write_table(csv[split], header, rows)
+        write_table(data / f"{split}.csv", header, rows)
     ids = [patch.patch_id for patch, _ in patches]
     corners = np.array([patch.corner_m for patch, _ in patches])
     for name, row in MODALITIES.items():
@@ -270,4 +283,3 @@ def _write_tables(data: Path, patches: Sequence[tuple[_Patch, dict[str, Dates]]]
     splits = [patch.split for patch, _ in patches]
     columns = {"patch_id": ids, "split_1": splits, "split_toy": splits}
     write_geopackage(data / _METADATA / f"{_METADATA}_SPLIT.gpkg", columns, corners, plan.patch_m)
-    return csv

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from flairhub.demo.seasons import Dates
 from flairhub.errors import OutputExistsError
 from flairhub.geo import geopackage_time
-from flairhub.jobs import output_folder, refusals, writer_lock
+from flairhub.jobs import discard_folder, output_folder, refusals, remove_leftovers, write_text, writer_lock
 
 CRS = "EPSG:2154"
 
@@ -39,33 +39,59 @@ def writing_demo(folder: str | Path) -> Iterator[None]:
         yield
 
 
-def prepare_folder(folder: str | Path, seed: int, overwrite: bool) -> Path:
-    """Return an empty, marked folder.
+def prepare_folder(folder: Path, facts: Mapping[str, Any], overwrite: bool) -> tuple[str, ...] | None:
+    """Make a folder ready for the made data set.
 
     Args:
-        folder: Path of the folder.
-        seed: Noted in the marker.
+        folder: Absolute path of the folder.
+        facts: What the data depend on, noted in the marker.
         overwrite: Remove what an earlier demo left there.
 
+    Returns:
+        Ids of the patches that an equal call has finished there; None for an empty, marked folder.
+
     Raises:
-        OutputExistsError: The folder holds something, and overwriting is not asked for or not safe.
+        OutputExistsError: The folder holds something else, and overwriting is not asked for or not safe.
     """
-    root = Path(folder).expanduser().absolute()
-    if root.exists() and not root.is_dir():
-        raise OutputExistsError(f"{root} is a file; the demo needs a folder. Give another path.")
-    if root.is_dir() and any(root.iterdir()):
+    remove_leftovers(folder)
+    if folder.exists() and not folder.is_dir():
+        raise OutputExistsError(f"{folder} is a file; the demo needs a folder. Give another path.")
+    if folder.is_dir() and any(folder.iterdir()):
+        marker = _marker(folder)
+        if marker is None:
+            raise OutputExistsError(
+                f"{folder} is not empty and was not made by the demo (no {MARKER} in it), so nothing is written into "
+                "it. Give another folder."
+            )
         if not overwrite:
-            raise OutputExistsError(
-                f"{root} exists and is not empty. Give another folder, or pass --overwrite to replace an earlier demo."
-            )
-        if not (root / MARKER).is_file():
-            raise OutputExistsError(
-                f"{root} was not made by the demo (no {MARKER} in it), so it is not overwritten. Give another folder."
-            )
-        shutil.rmtree(root)
-    root.mkdir(parents=True, exist_ok=True)
-    (root / MARKER).write_text(json.dumps({"made_by": "flairhub demo", "seed": seed}) + "\n", encoding="utf-8")
-    return root
+            if marker.get("facts") != facts:
+                raise OutputExistsError(
+                    f"{folder} holds a demo of other data (seed {marker.get('facts', {}).get('seed')}). Give another "
+                    "folder, or pass --overwrite to replace it."
+                )
+            if "patch_ids" in marker:
+                return tuple(marker["patch_ids"])
+        discard_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _mark(folder, facts)
+    return None
+
+
+def finish_folder(folder: Path, facts: Mapping[str, Any], patch_ids: Sequence[str]) -> None:
+    """Note in the marker that the data set is whole."""
+    _mark(folder, facts, patch_ids=list(patch_ids))
+
+
+def _mark(folder: Path, facts: Mapping[str, Any], **more: Any) -> None:
+    write_text(folder / MARKER, json.dumps({"made_by": "flairhub demo", "facts": facts, **more}) + "\n")
+
+
+def _marker(folder: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def write_raster(path: Path, values: NDArray, left_m: float, top_m: float, pixel_m: float, tiled: bool = False) -> None:

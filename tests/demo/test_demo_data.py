@@ -192,8 +192,8 @@ def test_equal_seeds_give_equal_bytes_and_others_do_not(tmp_path: Path) -> None:
 def test_only_a_folder_made_by_the_demo_is_replaced(tmp_path: Path) -> None:
     plan = DemoPlan(roi_splits=(("train",),), roi_grid=(1, 1), zone_grid=(1, 1))
     made = make_demo_data(tmp_path / "demo", plan=plan).folder
-    with pytest.raises(OutputExistsError, match="not empty"):
-        make_demo_data(made, plan=plan)
+    with pytest.raises(OutputExistsError, match=r"of other data \(seed 0\).*--overwrite"):
+        make_demo_data(made, seed=1, plan=plan)
     stray = made / "runs" / "old.txt"
     stray.parent.mkdir()
     stray.write_text("old")
@@ -205,6 +205,41 @@ def test_only_a_folder_made_by_the_demo_is_replaced(tmp_path: Path) -> None:
     with pytest.raises(OutputExistsError, match=MARKER):
         make_demo_data(mine, plan=plan, overwrite=True)
     assert (mine / "chapter.txt").read_text() == "years of work"
+
+
+def test_an_equal_call_keeps_what_is_whole_and_makes_anew_what_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = DemoPlan(roi_splits=(("train", "test"),), roi_grid=(1, 2), zone_grid=(1, 1))
+    whole = make_demo_data(tmp_path / "whole" / "demo", seed=5, plan=plan)
+    broken = tmp_path / "broken" / "demo"
+    with monkeypatch.context() as patch:
+        patch.setattr("flairhub.demo.dataset._write_tables", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make_demo_data(broken, seed=5, plan=plan)
+    assert not list(broken.rglob("*.csv"))
+    (broken / "data" / "half.tif").write_bytes(b"II*")
+    again = make_demo_data(broken, seed=5, plan=plan)
+    assert _contents(again) == _contents(whole)
+    assert again.patch_ids == whole.patch_ids
+    before = {path: path.stat().st_mtime_ns for path in broken.rglob("*")}
+    assert make_demo_data(broken, seed=5, plan=plan) == again
+    assert {path: path.stat().st_mtime_ns for path in broken.rglob("*")} == before
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_two_at_once_in_one_folder_are_refused(tmp_path: Path) -> None:
+    from flairhub.errors import LockError
+    from flairhub.jobs import writer_lock
+
+    with (
+        writer_lock(tmp_path / "demo", "demo"),
+        pytest.raises(LockError, match=r"process \d+ on .* is writing this demo"),
+    ):
+        make_demo_data(tmp_path / "demo")
 
 
 def test_impossible_plans_are_refused() -> None:

@@ -94,8 +94,10 @@ def test_command_makes_data_only(
     assert "6 patches and a zone" in capsys.readouterr().out
     assert (folder / "configs" / "config_task.yaml").is_file()
     assert not (folder / "hub.zarr").exists()
+    main(["demo", str(folder), "--data-only"])
+    assert "6 patches and a zone" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stopped:
-        main(["demo", str(folder), "--data-only"])
+        main(["demo", str(folder), "--data-only", "--seed", "2"])
     assert stopped.value.code == 2
     assert "--overwrite" in capsys.readouterr().err
     main(["demo", str(folder), "--data-only", "--overwrite", "--seed", "2"])
@@ -117,6 +119,6 @@ def test_running_into_an_existing_folder_changes_nothing(demo_data: DemoData) ->
     from flairhub.errors import OutputExistsError
 
     before = sorted(demo_data.folder.rglob("*"))
-    with pytest.raises(OutputExistsError, match="exists and is not empty"):
+    with pytest.raises(OutputExistsError, match="holds a demo of other data"):
         run_demo(demo_data.folder)
     assert sorted(demo_data.folder.rglob("*")) == before

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.helpers.makers import PatchFiles
@@ -29,11 +30,17 @@ def start_server(*modules: str) -> None:
 class Running:
     """A run of the command line, with what is used of `subprocess.Popen`."""
 
-    def __init__(self, arguments: list[str], fault: str, limit_bytes: int):
-        """Start it; on return its session, and so its process group, is its own."""
+    def __init__(
+        self,
+        arguments: list[str],
+        fault: str = "",
+        limit_bytes: int = 0,
+        program: Callable[[list[str]], object] | None = None,
+    ):
+        """Start the command line, or another program; on return its session, and so its process group, is its own."""
         self._folder = tempfile.TemporaryDirectory()
         self._texts = [Path(self._folder.name) / name for name in ("out", "err")]
-        settings = ([str(path) for path in self._texts], arguments, fault, limit_bytes)
+        settings = ([str(path) for path in self._texts], arguments, fault, limit_bytes, program)
         self._process = _fork.Process(target=_work, args=settings)
         self._process.start()
         self.pid = self._process.pid or 0
@@ -59,7 +66,13 @@ class Running:
         return self._process.exitcode
 
 
-def _work(texts: list[str], arguments: list[str], fault: str, limit_bytes: int) -> None:
+def _work(
+    texts: list[str],
+    arguments: list[str],
+    fault: str,
+    limit_bytes: int,
+    program: Callable[[list[str]], object] | None,
+) -> None:
     os.setsid()
     for number, path in enumerate(texts, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
@@ -71,7 +84,7 @@ def _work(texts: list[str], arguments: list[str], fault: str, limit_bytes: int) 
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
     from flairhub.cli import main
 
-    main(arguments)
+    (program or main)(arguments)
 
 
 def _arguments(files: PatchFiles, cube: Path, more: tuple[object, ...]) -> list[str]:

@@ -34,13 +34,15 @@ class Stage:
     """A command and what it leaves.
 
     Attributes:
-        command: Arguments of `flairhub`.
+        command: Arguments of `program`.
         results: Files and folders that it makes; removed for a fresh start.
+        program: What runs; None is the command line of flairhub.
         compared: True for a file, by its path below the folder, that must be equal.
     """
 
     command: tuple[str, ...]
     results: tuple[Path, ...]
+    program: Callable[[list[str]], object] | None = None
     compared: Callable[[Path], bool] = lambda path: True
 
 
@@ -110,7 +112,7 @@ def train_stage(folder: Path) -> Stage:
         saving={"ckpt_every_n_steps": 1},
     )
     command = ("train", "--config", str(configs), "--cube", str(cube))
-    return Stage(command, (folder / "configs" / "out",), is_training_result)
+    return Stage(command, (folder / "configs" / "out",), compared=is_training_result)
 
 
 def is_training_result(path: Path) -> bool:
@@ -118,11 +120,38 @@ def is_training_result(path: Path) -> bool:
     return path.suffix in {".json", ".tif", ".safetensors", ".yaml", ".npy", ".csv"}
 
 
+def demo_stage(folder: Path) -> Stage:
+    """The whole chain, on two patches."""
+    return Stage((str(folder / "demo"),), (folder / "demo",), small_demo, is_demo_result)
+
+
+def small_demo(arguments: list[str]) -> None:
+    """The demo of a test: an epoch, three patches of each split."""
+    from flairhub.demo import DemoPlan
+    from flairhub.demo.walkthrough import run_demo
+
+    plan = DemoPlan(
+        roi_splits=(("train", "valid", "test"),),
+        roi_grid=(1, 3),
+        zone_grid=(1, 2),
+        arch="tu-lcnet_050-linknet",
+        epochs=1,
+        batch_size=2,
+    )
+    run_demo(arguments[0], seed=1, plan=plan)
+
+
+def is_demo_result(path: Path) -> bool:
+    """Data, cube, training and map; not the pictures."""
+    return "pictures" not in path.parts and (path.suffix == "" or is_training_result(path))
+
+
 STAGES: Mapping[str, Callable[[Path], Stage]] = {
     "ingest": ingest_stage,
     "zone": zone_stage,
     "zonal": zonal_stage,
     "train": train_stage,
+    "demo": demo_stage,
 }
 
 
@@ -151,7 +180,7 @@ def _steady(value: Any) -> Any:
 
 def start(stage: Stage) -> Running:
     """Start the command in a process, and a session, of its own."""
-    return Running(list(stage.command), "", 0)
+    return Running(list(stage.command), program=stage.program)
 
 
 def finish(stage: Stage, folder: Path) -> dict[str, str]:
