@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 def command(folder: Path, seed: int, data_only: bool, overwrite: bool) -> None:
     """Make a small data set and take it through every step: ingest, train, score, map.
 
-    Everything goes to FOLDER (default ./flairhub-demo). Two to three minutes on two cores, no GPU, no network.
+    Everything goes to FOLDER (default ./flairhub-demo). Two to three minutes on two cores, no GPU, no network. After an
+    interruption the same command goes on.
 
     \b
     Examples:

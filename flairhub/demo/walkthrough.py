@@ -96,7 +96,7 @@ def run_demo(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> DemoResult:
-    """Make the data set and take it through every step.
+    """Make the data set and take it through every step; what an equal call has finished is kept, what it has begun goes on.
 
     Args:
         folder: Where everything goes.
@@ -106,7 +106,7 @@ def run_demo(
         progress: Called with the steps of every phase.
 
     Raises:
-        OutputExistsError: The folder holds something already.
+        OutputExistsError: The folder holds another demo, or something else.
         LockError: Another process makes a demo there.
         DataError: The system refuses to write: full disk, no permission, ...
     """

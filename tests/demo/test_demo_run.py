@@ -104,6 +104,15 @@ def test_command_makes_data_only(
     assert "seed 2" in capsys.readouterr().out
 
 
+def test_the_same_demo_again_changes_nothing(result: DemoResult) -> None:
+    """Every step knows that it is finished; only the pictures are drawn anew."""
+    kept = [result.cube, result.bundle, result.metrics, *result.maps.values(), *result.data.data.rglob("*.tif")]
+    before = [path.stat().st_mtime_ns for path in kept]
+    again = run_demo(result.data.folder, seed=1, plan=TINY)
+    assert [path.stat().st_mtime_ns for path in kept] == before
+    assert (again.test, again.zone, again.maps) == (result.test, result.zone, result.maps)
+
+
 def test_command_prints_scores_and_paths(
     result: DemoResult, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
