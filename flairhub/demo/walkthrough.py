@@ -96,7 +96,9 @@ def run_demo(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> DemoResult:
-    """Make the data set and take it through every step; what an equal call has finished is kept, what it has begun goes on.
+    """Make the data set and take it through every step.
+
+    What an equal call has finished is kept, what it has begun goes on.
 
     Args:
         folder: Where everything goes.
