@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import rasterio
 
 import flairhub as fh
 from flairhub.config import TrainConfig, ZonalConfig, load_train_config
@@ -71,6 +72,17 @@ def test_zones_come_as_paths_or_objects(tmp_path: Path) -> None:
     assert fh.check(str(path)).facts[:3] == fh.check(config).facts[:3]
     model = load_model(bundle)
     assert fh.load_model(model) is model
+    expected = fh.predict_zone(zone, bundle).compute()
+    for source in (path, str(path), config):
+        assert fh.predict_zone(source, bundle).compute().equals(expected)
+    (written,) = fh.write_zone(path, bundle, tmp_path / "out", "map").maps
+    with rasterio.open(written.path) as dataset:
+        assert (dataset.read(1) == expected["class"].values).all()
+    stores = [
+        fh.ingest_zone(source, cube=tmp_path / f"{number}.zarr").cube for number, source in enumerate((zone, path))
+    ]
+    one, two = (fh.open_zone(fh.load_config(path, [f"cube={store}"])).to_xarray() for store in stores)
+    assert one["AERIAL_RGBI"].to_dataset().equals(two["AERIAL_RGBI"].to_dataset())
 
 
 def test_objects_show_themselves_in_a_line(patch_files: PatchFiles, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from flairhub.config import (
     WEIGHTS_KINDS,
@@ -16,9 +15,10 @@ from flairhub.config import (
     resolved_yaml,
     with_bundle,
 )
-from flairhub.errors import ConfigError, UsageError, WeightsError, ZoneError
-from flairhub.inference.map_plan import Style, fitted, map_sizes, output_geobox, output_ratio_of, plan_axes
+from flairhub.errors import ConfigError, UsageError, WeightsError
+from flairhub.inference.map_plan import Style, fitted
 from flairhub.inference.model_ref import ModelRef, bundle_ref, choose_device, published_ref
+from flairhub.inference.opening import open_zone
 from flairhub.inference.outputs import map_name
 from flairhub.inference.run import ZonalResult, write_zone
 from flairhub.inference.run_identity import check_absent, is_of_config
@@ -27,81 +27,7 @@ from flairhub.inference.values import refuse_trouble
 from flairhub.jobs import try_folder
 from flairhub.modalities import LABELS
 from flairhub.progress import Progress
-from flairhub.timeseries import check_channels
-from flairhub.zones import RasterRequest, Zone, build_zone, with_area, zone_of_cube
-
-
-def open_zone(config: ZonalConfig | Zone | Paths, *, aoi: Any = None, all_masks: bool = False) -> Zone:
-    """Open the rasters of a zonal configuration: headers and date files are checked, no pixel is read.
-
-    Args:
-        config: The configuration, or its YAML file or files; an open zone keeps its rasters.
-        aoi: Only this area is mapped, instead of the configuration's `aoi`; as for `flairhub.zone`.
-        all_masks: Also open the quality masks of series whose clouds are not filtered, to ingest them.
-
-    Raises:
-        ConfigError: The configuration is wrong, or windows do not fit the rasters' pixels.
-        ZoneError: Rasters are missing or do not fit each other, their dates or their channels, or the area does not.
-        CubeError: `cube` names no cube, or a damaged one.
-    """
-    if isinstance(config, Zone):
-        return with_area(config, aoi)
-    config = load_zonal_config(config)
-    try:
-        zone = _rasters_of(config, all_masks) if config.cube is None else _cube_of(config, all_masks)
-        sizes = map_sizes(zone)
-        plan_axes(zone, sizes)
-        output_geobox(zone, output_ratio_of(zone, sizes))
-    except UsageError as error:
-        raise ConfigError("zonal configuration", [str(error)]) from None
-    for name, block in config.modalities.blocks():
-        if block.bands is not None:
-            continue  # channels count the published bands, and go by name
-        try:
-            check_channels(block.channels or (), len(zone.rasters[name].bands))
-        except UsageError as error:
-            raise ZoneError(f"modalities.{name}.channels: {zone.rasters[name].where}: {error}") from None
-    return with_area(zone, config.aoi.given if aoi is None and config.aoi is not None else aoi)
-
-
-def _cube_of(config: ZonalConfig, all_masks: bool) -> Zone:
-    assert config.cube is not None
-    unfiltered = [name for name, block in config.modalities.blocks() if getattr(block, "filter_clouds", None) is False]
-    return zone_of_cube(
-        config.cube,
-        config.roi,
-        config.modalities.active,
-        without_mask=() if all_masks else unfiltered,
-        suggested=_suggested(config),
-    )
-
-
-def _rasters_of(config: ZonalConfig, all_masks: bool) -> Zone:
-    requests = []
-    for name, block in config.modalities.blocks():
-        filtered = getattr(block, "filter_clouds_img_path", None)
-        if getattr(block, "filter_clouds", None) is False and not all_masks:
-            filtered = None
-        requests.append(
-            RasterRequest(
-                name=name,
-                path=block.input_img_path,
-                dates_path=getattr(block, "dates_txt", None),
-                quality_path=filtered,
-                key=f"modalities.{name}",
-                bands=block.bands,
-            )
-        )
-    return build_zone(requests, resample=config.align == "resample", suggested=_suggested(config))
-
-
-def _suggested(config: ZonalConfig) -> dict[str, Any]:
-    return {
-        "window_px": config.img_pixels_detection,
-        "margin_px": config.margin,
-        "output_px_m": config.output_px_meters,
-        "batch_size": config.batch_size,
-    }
+from flairhub.zones import Zone
 
 
 def zone_model(config: ZonalConfig, zone: Zone) -> ModelRef:

@@ -20,11 +20,13 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from flairhub.class_raster import class_attributes
+from flairhub.config import Paths, ZonalConfig
 from flairhub.errors import UsageError, ZoneError
 from flairhub.inference.block import Region, predict_region
 from flairhub.inference.block_graph import block_array, zones_in
 from flairhub.inference.map_plan import PLAIN, MapPlan, Output, Sizes, Style, fitted, map_sizes, plan_map
 from flairhub.inference.model_ref import ModelRef, block_model, model_ref
+from flairhub.inference.opening import open_zone
 from flairhub.inference.window_outputs import DTYPES, NODATA, OUTPUTS
 from flairhub.not_finite import too_many_not_finite
 from flairhub.tasks import IGNORE_INDEX, Task
@@ -143,7 +145,7 @@ def _positions(axis: xr.DataArray, edge: float, step: float, length: int) -> NDA
 
 
 def predict_zone(
-    zone: Zone,
+    zone: Zone | ZonalConfig | Paths,
     model: Model | ModelRef | str | Path,
     *,
     block_px: int | None = None,
@@ -162,7 +164,7 @@ def predict_zone(
     works on every dask scheduler; a model object works in this process (threads).
 
     Args:
-        zone: The rasters, from `open_zone`.
+        zone: The rasters, from `open_zone` or `zone`; or a zonal configuration, or its path or paths, to open.
         model: Path of a bundle, or a loaded model.
         block_px: Largest dask chunk along y and x in output pixels; default 2048, less for long series.
         outputs: Any of `class`, `confidence`, `probabilities`, `scaled`.
@@ -186,6 +188,7 @@ def predict_zone(
         ZoneError: Zone and model do not fit.
         UsageError: An unknown output or task, or sizes that cannot be.
     """
+    zone = open_zone(zone)
     ref, chosen = chosen_outputs(model_ref(model, device), tasks, outputs)
     ref = fitted(zone, ref)
     sizes = map_sizes(zone, window_px, margin_px, output_px_m, batch_size, ref)

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flairhub.class_raster import category_xml, qgis_style
+from flairhub.config import Paths, ZonalConfig
 from flairhub.errors import UsageError, ZoneError
 from flairhub.inference.block_jobs import BlockJob, block_jobs
 from flairhub.inference.lazy_map import blank_block, computed_block, variable_name
 from flairhub.inference.map_plan import PLAIN, MapPlan, Output, Style, fitted, map_sizes, plan_map
 from flairhub.inference.map_store import BlockRecord, MapStore, Work
 from flairhub.inference.model_ref import ModelRef, model_ref
+from flairhub.inference.opening import open_zone
 from flairhub.inference.outputs import Layer, MapSpec, OutputType, map_name, scaled_confidence, stored_maps, write_map
 from flairhub.inference.run_identity import (
     COUNT_TAGS,
@@ -146,7 +148,7 @@ class _Target:
 
 
 def write_zone(
-    zone: Zone,
+    zone: Zone | ZonalConfig | Paths,
     model: Model | ModelRef | str | Path,
     folder: str | Path,
     name: str,
@@ -208,6 +210,7 @@ def write_zone(
         JobError: Workers die again and again, or are gone.
         OutputError: The system refuses to write; finished blocks are kept.
     """
+    zone = open_zone(zone)
     if workers < 1:
         raise UsageError(f"workers: got {workers}, expected at least 1.")
     started = time.monotonic()

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flairhub.config import Paths, ZonalConfig
 from flairhub.cube import (
     DATA,
     MASK_CODEC,
@@ -37,7 +38,7 @@ from flairhub.ingest.job import digest
 from flairhub.ingest.store import StoreKind, StoreRun, writing
 from flairhub.jobs import Stopped, folder_bytes, job_workers, run_jobs, to_disk
 from flairhub.progress import Progress, silent
-from flairhub.zones import Raster, Zone, identity
+from flairhub.zones import Raster, Zone, identity, zone_of_config
 
 KIND = StoreKind(
     "zone cube",
@@ -85,7 +86,7 @@ class _Job:
 
 
 def ingest_zone(
-    zone: Zone,
+    zone: Zone | ZonalConfig | Paths,
     *,
     cube: str | Path,
     overwrite: bool = False,
@@ -98,7 +99,8 @@ def ingest_zone(
     """Write the rasters of a zone to one chunked store; a run that was stopped continues when called again.
 
     Args:
-        zone: From `flairhub.open_zone`: its rasters are already known to fit each other.
+        zone: From `flairhub.open_zone` or `flairhub.zone`; or a zonal configuration, or its path or paths, whose
+            masks are all opened.
         cube: Folder of the store.
         overwrite: Replace a zone cube made from other rasters or with other options.
         codec: `balanced`, `fast`, `dense` or `none`.
@@ -115,6 +117,7 @@ def ingest_zone(
         JobError: Workers die again and again, or are gone.
         UsageError: An unknown codec, no worker, or no such scheduler.
     """
+    zone = zone_of_config(zone, all_masks=True)
     started = time.perf_counter()
     require_little_endian()
     if workers < 1:

@@ -3,6 +3,7 @@
 from flairhub.zones.area import Area
 from flairhub.zones.area_source import with_area
 from flairhub.zones.arrays import ArrayRaster, is_edge
+from flairhub.zones.configured_zone import zone_of_config
 from flairhub.zones.edges import Regions, attach, chunk_bytes, detach, joined, needed_chunks
 from flairhub.zones.files import FileRaster, open_file
 from flairhub.zones.geotiff import close_all
@@ -36,5 +37,6 @@ __all__ = [
     "open_file",
     "with_area",
     "zone",
+    "zone_of_config",
     "zone_of_cube",
 ]
