@@ -30,6 +30,11 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [REPOSITORY, os.environ.
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the file that takes longest: of two processes none is left alone with it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+
+
 @pytest.fixture(scope="session")
 def patch_files(tmp_path_factory: pytest.TempPathFactory) -> PatchFiles:
     """One data set with all ten data groups: 2 domains, 1 ROI each of 2 x 2 patches. Read only: copy to change."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 import flairhub as fh
 from flairhub.errors import DataError, ZoneError
 from flairhub.inference import Style, block_jobs, predict_block, predict_zone
+from flairhub.jobs.processes import local_client
 from flairhub.prepare import ImagePreparation
 from flairhub.timeseries import CloudFilter, SeriesPreparation
 from flairhub.zones import Zone
@@ -184,12 +185,9 @@ def bundle_of(folder: Path) -> Path:
 
 
 def test_several_worker_processes(made: MadeZone, tmp_path: Path) -> None:
-    from distributed import Client, LocalCluster
-
     bundle = bundle_of(tmp_path)
     alone = predict_zone(made.open(32, 4), bundle, **SIZES)["class"].compute()
-    cluster = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1")
-    with cluster, Client(cluster):
+    with local_client(2):
         for way in ("lazy", "mapped"):
             zone, sources = counted(made, tmp_path / way)
             maps = predict_zone(zone, bundle, **SIZES)
