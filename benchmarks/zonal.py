@@ -34,6 +34,7 @@ from flairhub.inference import predict_zone, write_zone
 from flairhub.inference.batches import make_batch, read_block
 from flairhub.inference.map_plan import map_sizes, plan_map
 from flairhub.inference.model_ref import load, model_ref
+from flairhub.modalities import MODALITIES
 from flairhub.models import NetworkSpec, SeriesOptions, build_network, save_bundle
 from flairhub.prepare import ImagePreparation
 from flairhub.tasks import default_task
@@ -90,7 +91,7 @@ def make_bundle(path: Path, arch: str) -> Path:
         {"AERIAL_RGBI": 3, "SENTINEL2_TS": 10}, {LABEL: default_task(LABEL).n_classes}, arch, series=SeriesOptions()
     )
     torch.manual_seed(0)
-    bands = {"AERIAL_RGBI": ("R", "G", "B", "NIR"), "SENTINEL2_TS": tuple(f"B{i}" for i in range(10))}
+    bands = {"AERIAL_RGBI": ("R", "G", "B", "NIR"), "SENTINEL2_TS": MODALITIES["SENTINEL2_TS"].bands}
     network = build_network(spec).eval()
     return save_bundle(
         path, network, preparations=PREPARATIONS, tasks=[default_task(LABEL)], ref_date="05-15", bands=bands
@@ -111,7 +112,9 @@ def throughput(folder: Path, length_px: int, arch: str, rounds: int) -> dict[str
         (plan.rows.start(i), plan.cols.start(j)) for i, j in product(range(plan.rows.count), range(plan.cols.count))
     ]
     pixels = read_block(zone, PREPARATIONS, (starts[0][0], starts[0][0] + 512), (starts[0][1], starts[0][1] + 512))
-    batches = {size: make_batch(zone, pixels, PREPARATIONS, starts[:1] * size, "cpu")[0] for size in set(sizes)}
+    batches = {
+        size: make_batch(zone, pixels, PREPARATIONS, starts[:1] * size, WINDOW_PX, "cpu")[0] for size in set(sizes)
+    }
 
     def bare() -> None:
         with torch.inference_mode():
