@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -21,7 +20,16 @@ from flairhub.errors import DataError
 from flairhub.modalities import modality
 from flairhub.prepare import ImagePreparation
 from flairhub.tasks import IGNORE_INDEX, Task
-from flairhub.timeseries import Averages, Series, SeriesPreparation, day_offsets, prepare_series, series_of_averages
+from flairhub.timeseries import (
+    Averages,
+    CloudFilter,
+    Series,
+    SeriesPreparation,
+    day_offsets,
+    keep_dates,
+    prepare_series,
+    series_of_averages,
+)
 from flairhub.validity import valid_pixels
 
 if TYPE_CHECKING:
@@ -278,33 +286,64 @@ def check_values(
             message names the patches.
     """
     inputs = preparations if missing == "error" else {}
-    doubtful = {name: entry for name, entry in inputs.items() if _may_lack(cube, name, entry)}
-    reader = BatchReader(cube, doubtful, tasks, missing)
-    looks: list[Callable[[NDArray[np.int64]], Any]] = []
-    looks += [partial(reader.read_input, name) for name in doubtful]
-    looks += [partial(reader.read_target, task) for task in tasks if _may_exceed(cube, task)]
+    doubtful = {name: _doubtful(cube, name, entry, indices) for name, entry in inputs.items()}
+    reader = BatchReader(cube, {name: inputs[name] for name, some in doubtful.items() if len(some)}, tasks, missing)
+    reads: list[tuple[Callable[[NDArray[np.int64]], Any], NDArray[np.int64]]] = []
+    reads += [(partial(reader.read_input, name), doubtful[name]) for name in reader.preparations]
+    reads += [(partial(reader.read_target, task), indices) for task in tasks if _may_exceed(cube, task)]
     problems: list[str] = []
-    for look, start in product(looks, range(0, len(indices), _CHECKED_AT_ONCE)):
-        try:
-            look(indices[start : start + _CHECKED_AT_ONCE])
-        except DataError as error:
-            problems.append(str(error))
-            if len(problems) == _MOST_PROBLEMS:
-                break
+    for read, some in reads:
+        for part in _parts(some):
+            try:
+                read(part)
+            except DataError as error:
+                problems.append(str(error))
+                if len(problems) == _MOST_PROBLEMS:
+                    raise DataError("\n".join(problems)) from None
     if problems:
         raise DataError("\n".join(problems))
 
 
-def _may_lack(cube: Cube, name: str, preparation: Preparation) -> bool:
-    """True unless the cube's tables show that each patch has a pixel, or date, to use."""
+def _parts(indices: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    for start in range(0, len(indices), _CHECKED_AT_ONCE):
+        yield indices[start : start + _CHECKED_AT_ONCE]
+
+
+def _doubtful(cube: Cube, name: str, preparation: Preparation, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Patches of which the cube's tables and quality masks do not show that they have a pixel, or date, to use."""
     statistics = cube.info(name).get("statistics")
     if statistics is None or any(entry["invalid"] for entry in statistics):
-        return True
+        return indices
     if isinstance(preparation, ImagePreparation):
         # A few bands of integers can hold nodata alone where all of them together do not.
         few = preparation.channels is not None or preparation.elevation is not None
-        return few and cube.array(name).dtype.kind != "f" and not cube.validity(name).everywhere(cube.array(name).dtype)
-    return preparation.cloud_filter is not None or not cube.series(name).n_dates[cube.present(name)].all()
+        dtype = cube.array(name).dtype
+        return indices if few and dtype.kind != "f" and not cube.validity(name).everywhere(dtype) else indices[:0]
+    present = indices[cube.present(name)[indices]]
+    stored = stored_averages(cube, {name: preparation}).get(name)
+    if stored is not None:
+        return present[~stored.n_observations[present].any(axis=1)]
+    mask = modality(name).quality_mask
+    if preparation.cloud_filter is None or mask is None:
+        return present[cube.series(name).n_dates[present] == 0]
+    # All dates hold data, so the mask decides: a tenth of the bytes of its series.
+    present = present[cube.present(mask)[present]]
+    kept = [_has_clear_date(cube, name, mask, preparation.cloud_filter, part) for part in _parts(present)]
+    return present[~np.concatenate(kept)] if kept else present
+
+
+def _has_clear_date(
+    cube: Cube, name: str, mask: str, rule: CloudFilter, indices: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    quality = cube.read(mask, indices)
+    valid = cube.read_valid(mask, indices, values=quality)
+    counts = cube.series(name).n_dates[indices].tolist()
+    return np.array(
+        [
+            keep_dates(quality[i, :count], rule, None, None if valid is None else valid[i, :count]).any()
+            for i, count in enumerate(counts)
+        ]
+    )
 
 
 def _may_exceed(cube: Cube, task: Task) -> bool:

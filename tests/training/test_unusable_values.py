@@ -10,8 +10,12 @@ import pytest
 import torch
 
 from flairhub.config import TrainConfig
+from flairhub.cube import open_cube
+from flairhub.data import check_values
+from flairhub.data.batch_reader import BatchReader
 from flairhub.errors import DataError, TrainingError
 from flairhub.ingest import ingest
+from flairhub.timeseries import CloudFilter, SeriesPreparation
 from flairhub.training import train
 from flairhub.training.module import SegmentationModule
 from flairhub.training.trainer import Checkpoints
@@ -74,6 +78,35 @@ def test_test_patches_are_looked_at_before_the_first_step(
     assert [patch_id for patch_id in files.patch_ids if patch_id in str(refused.value)] == [bad]
     assert "train" not in steps
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("average", [None, "monthly"])
+def test_only_what_tables_and_masks_leave_in_doubt_is_read(
+    files: PatchFiles, cube: Path, average: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The patch without a clear date; a series is not read to find out that it has one."""
+    read, seen = BatchReader.read_input, []
+
+    def noted(reader: BatchReader, name: str, indices: Any) -> Any:
+        seen.append((name, indices.tolist()))
+        return read(reader, name, indices)
+
+    monkeypatch.setattr(BatchReader, "read_input", noted)
+    opened = open_cube(cube)
+    every = np.arange(len(opened.patch_ids))
+    preparations = {"SENTINEL2_TS": SeriesPreparation(cloud_filter=CloudFilter(), average=average)}
+    with pytest.raises(DataError, match="no usable date in patches") as refused:
+        check_values(opened, every, preparations, ())
+    (bad,) = [index for index in every if opened.patch_ids[index] in str(refused.value)]
+    assert seen == [("SENTINEL2_TS", [bad])]
+    # Every patch by itself, read whole: the same answer.
+    reader = BatchReader(opened, preparations, ())
+    for index in every:
+        if index == bad:
+            continue
+        read(reader, "SENTINEL2_TS", np.array([index]))
+    with pytest.raises(DataError, match="no usable date"):
+        read(reader, "SENTINEL2_TS", np.array([bad]))
 
 
 SERIES: dict[str, Any] = {
