@@ -230,7 +230,7 @@ def write_zone(
     if not overwrite:
         check_absent(target.folder, names, target.work_folder, key if resume else "")
     with (
-        explained(target.folder, "Finished blocks are kept."),
+        explained(target.folder, full="Make room and run the same command again. Finished blocks are kept."),
         Work.open(target.work_folder, key, store, maps, resume=resume, discard_other=overwrite, lock=lock) as work,
     ):
         before = len(work.done)

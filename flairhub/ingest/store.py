@@ -18,8 +18,8 @@ from flairhub.ingest.job import Entry
 from flairhub.jobs import (
     Journal,
     discard_folder,
+    explained,
     file_checksum,
-    is_disk_full,
     place_folder,
     reach,
     remove_leftovers,
@@ -58,23 +58,16 @@ def writing(cube: str | Path, lock: bool = True) -> Iterator[Path]:
     """
     if _URL.match(str(cube)):
         raise UsageError(f"{cube}: a cube is written to a local folder. Copy it to its place when it is complete.")
-    path = Path(cube)
-    try:
-        path = path.resolve()
-        if not path.name:
-            raise UsageError(f"{path}: no place for a cube. Name a folder that does not exist yet.")
+    with explained(Path(cube), CubeError):
+        path = Path(cube).resolve()
+    if not path.name:
+        raise UsageError(f"{path}: no place for a cube. Name a folder that does not exist yet.")
+    with explained(path, CubeError):
         around = next((parent for parent in path.parents if os.path.isfile(parent / ROOT_FILE)), None)
         if around is not None:
             raise UsageError(f"{path} lies inside the Zarr store {around}. Choose another path.")
         with writer_lock(path, "cube", lock):
             yield path
-    except OSError as error:
-        if is_disk_full(error):
-            raise CubeError(
-                f"{path}: {error.strerror}. What is finished stays valid: make room and run the same command again."
-            ) from error
-        named = f" ({error.filename})" if error.filename and str(error.filename) != str(path) else ""
-        raise CubeError(f"{path}: cannot be written: {error.strerror or error}{named}.") from error
 
 
 @contextmanager

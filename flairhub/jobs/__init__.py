@@ -7,7 +7,6 @@ from flairhub.jobs.lock import locks_around, writer_lock
 from flairhub.jobs.placement import (
     FileWriter,
     discard_folder,
-    explained,
     file_checksum,
     folder_bytes,
     is_disk_full,
@@ -18,18 +17,16 @@ from flairhub.jobs.placement import (
     sweep,
     temporary_name,
     to_disk,
-    try_folder,
     write_file,
     write_text,
 )
-from flairhub.jobs.refusals import check_writable, output_folder, refusals
+from flairhub.jobs.refusals import explained, output_folder, refusals, try_folder
 
 __all__ = [
     "FileWriter",
     "Journal",
     "Stopped",
     "Workers",
-    "check_writable",
     "discard_folder",
     "explained",
     "file_checksum",

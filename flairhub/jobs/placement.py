@@ -14,14 +14,13 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import google_crc32c
 
-from flairhub.errors import OutputError
 from flairhub.jobs.faults import reach
 
 PARTIAL = ".partial"
@@ -198,56 +197,6 @@ def sha256_of(path: Path) -> str:
 def is_disk_full(error: object) -> bool:
     """True for the errors of a full disk, an exhausted quota, a file that may not grow."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-@contextmanager
-def explained(place: Path, hint: str = "") -> Iterator[None]:
-    """Turn what the system says about writing to a place into one clear line.
-
-    Args:
-        place: File or folder, for the message.
-        hint: What a full disk leaves, a whole sentence.
-
-    Raises:
-        OutputError: The system refuses.
-    """
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        if is_disk_full(error):
-            raise OutputError(
-                f"{place}: {reason}. Make room and run the same command again. {hint}".rstrip()
-            ) from error
-        named = f" ({error.filename})" if error.filename and str(error.filename) != str(place) else ""
-        raise OutputError(f"{place}: cannot be written: {reason}{named}.") from error
-
-
-def try_folder(folder: Path, name: str) -> None:
-    """See whether a file can be written to a folder, which is made and removed again when it does not exist.
-
-    Args:
-        folder: The folder.
-        name: Longest name of what will be written there.
-
-    Raises:
-        OutputError: The system refuses.
-    """
-    with explained(folder):
-        missing = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
-        folder.mkdir(parents=True, exist_ok=True)
-        trial = temporary_name(folder / name)
-        try:
-            with trial.open("wb") as stream:
-                stream.write(bytes(4096))
-                stream.flush()
-                os.fsync(stream.fileno())
-        finally:
-            with suppress(OSError):
-                trial.unlink(missing_ok=True)
-            for place in missing:
-                with suppress(OSError):
-                    place.rmdir()
 
 
 def temporary_name(path: Path) -> Path:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import re
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from flairhub.errors import DataError, FlairhubError
-from flairhub.jobs.placement import PARTIAL, is_disk_full
+from flairhub.errors import DataError, FlairhubError, OutputError
+from flairhub.jobs.placement import is_disk_full, temporary_name
 
 _IN_TEXT = re.compile(r"\(os error (\d+)\)")
 """How libraries in Rust (safetensors) name the system's error."""
@@ -19,6 +18,9 @@ _IN_TEXT = re.compile(r"\(os error (\d+)\)")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _CHAIN = 10
+
+KEPT = "What is finished stays valid: make room and run the same command again."
+"""What to say of a full disk where finished parts count."""
 
 
 @contextmanager
@@ -48,11 +50,33 @@ def refusals(path: Path, kind: type[FlairhubError] = DataError, what: str = "can
         if refusal is None:
             raise
         named = path if refusal.filename is None else refusal.filename
-        if is_disk_full(refusal):
-            raise kind(
-                f"{named}: {refusal.strerror}. What is finished stays valid: make room and run the same command again."
-            ) from error
-        raise kind(f"{named}: {what}: {refusal.strerror or refusal}.") from error
+        raise kind(_sentence(refusal, named, what, KEPT)) from error
+
+
+@contextmanager
+def explained(place: Path, kind: type[FlairhubError] = OutputError, full: str = KEPT) -> Iterator[None]:
+    """Like `refusals`, for the system's own errors only; `place` is named, and in brackets what else the system names.
+
+    Args:
+        place: File or folder, for the message.
+        kind: The error to raise.
+        full: What to say of a full disk, a whole sentence.
+
+    Raises:
+        FlairhubError: Of that kind: the system refuses.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise kind(_sentence(error, place, "cannot be written", full)) from error
+
+
+def _sentence(error: OSError, place: Path | str, what: str, full: str) -> str:
+    reason = error.strerror or str(error)
+    if is_disk_full(error):
+        return f"{place}: {reason}. {full}"
+    other = f" ({error.filename})" if error.filename and str(error.filename) != str(place) else ""
+    return f"{place}: {what}: {reason}{other}."
 
 
 def _system_error(error: BaseException | None) -> OSError | None:
@@ -71,26 +95,6 @@ def _system_error(error: BaseException | None) -> OSError | None:
     return None
 
 
-def check_writable(folder: Path) -> None:
-    """Make a folder and try to write a file in it.
-
-    Raises:
-        OSError: The system refuses.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
-    folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / f".{uuid.uuid4().hex[:12]}{PARTIAL}"
-    try:
-        probe.write_bytes(b"\0" * 4096)
-    except OSError as error:
-        # The folder is what the user knows.
-        raise OSError(error.errno, error.strerror, str(folder)) from error
-    finally:
-        with suppress(OSError):
-            probe.unlink()
-
-
 @contextmanager
 def output_folder(folder: Path) -> Iterator[None]:
     """Have a folder that can be written, tried before anything is computed; what stays empty is removed at the end.
@@ -98,11 +102,47 @@ def output_folder(folder: Path) -> Iterator[None]:
     Raises:
         OSError: The system refuses.
     """
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    with _tried(folder, ""):
+        yield
+
+
+def try_folder(folder: Path, name: str) -> None:
+    """See whether a file can be written to a folder, which is made and removed again when it does not exist.
+
+    Args:
+        folder: The folder.
+        name: Longest name of what will be written there.
+
+    Raises:
+        OutputError: The system refuses.
+    """
+    with explained(folder), _tried(folder, name):
+        pass
+
+
+@contextmanager
+def _tried(folder: Path, name: str) -> Iterator[None]:
+    """Make a folder and write a file in it, of which nothing is left; at the end the folder goes if it is empty."""
+    missing = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
     try:
-        check_writable(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        trial = temporary_name(folder / (name or "trial"))
+        try:
+            with trial.open("wb") as stream:
+                stream.write(bytes(4096))
+                stream.flush()
+                # A quota may show no earlier.
+                os.fsync(stream.fileno())
+        except OSError as error:
+            # The folder is what the user knows.
+            raise OSError(error.errno, error.strerror, str(folder)) from error
+        finally:
+            with suppress(OSError):
+                trial.unlink(missing_ok=True)
         yield
     finally:
-        for path in missing:
+        for place in missing:
             with suppress(OSError):
-                path.rmdir()
+                place.rmdir()

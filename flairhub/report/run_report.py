@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from flairhub.baselines import find_baseline
 from flairhub.config import TrainConfig, label_tasks, load_train_config
 from flairhub.errors import DataError, FlairhubError
-from flairhub.jobs import check_writable, locks_around, refusals, write_text
+from flairhub.jobs import locks_around, output_folder, refusals, write_text
 from flairhub.report.charts import save_confusion, save_curves
 from flairhub.report.patch_panels import example_rows, save_panels
 from flairhub.tasks import Task
@@ -88,7 +88,8 @@ def write_html(
         with refusals(target):
             if target.exists() and not target.is_file():
                 raise DataError(f"{target}: is no file. Give the name of the HTML file.")
-            check_writable(target.parent)
+            with output_folder(target.parent):
+                pass
         text = _html(facts, cube)
         with refusals(target):
             write_text(target, text)
