@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flairhub.errors import DataError
-from flairhub.tiff import Read, has_no_place
+from flairhub.tiff import Read, has_no_place, read_with
 
 if TYPE_CHECKING:
     from rasterio.transform import Affine
@@ -142,7 +141,11 @@ def geobox_of(dataset: Any, where: str, read: Read | None = None) -> GeoBox:
     a, b, c, d, e, f = tuple(dataset.transform)[:6]
     if (a, b, c, d, e, f) == (1.0, 0.0, 0.0, 0.0, 1.0, 0.0):
         raise DataError(f"{where}: no georeferencing found. {_without_transform(dataset)}")
-    if (c, f) == (0.0, 0.0) and dataset.driver == "GTiff" and _has_no_place(dataset.name, read):
+    if (
+        (c, f) == (0.0, 0.0)
+        and dataset.driver == "GTiff"
+        and (read_with(dataset.name, has_no_place) if read is None else has_no_place(read))
+    ):
         raise DataError(
             f"{where}: has a pixel size, but no tie point that says where its pixels lie. Give its corners, e.g. "
             f"gdal_edit.py -a_ullr LEFT TOP RIGHT BOTTOM FILE."
@@ -214,19 +217,6 @@ def _without_transform(dataset: Any) -> str:
             f"gdalwarp -t_srs EPSG:2154 IN OUT."
         )
     return "Expected a transform and a CRS in the file."
-
-
-def _has_no_place(name: str, read: Read | None) -> bool:
-    if read is not None:
-        return has_no_place(read)
-    try:
-        descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        return has_no_place(lambda length, offset: os.pread(descriptor, length, offset))
-    finally:
-        os.close(descriptor)
 
 
 def same_crs(first_wkt: str, second_wkt: str) -> bool:

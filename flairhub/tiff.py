@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable
+from typing import TypeVar
 
 Read = Callable[[int, int], bytes]
 """`read(length, offset)`: bytes of a file, as `os.pread` without its descriptor."""
+
+Result = TypeVar("Result")
 
 SCALE, TIE_POINT, MATRIX = 33550, 33922, 34264
 KEYS = (34735, 34736, 34737)
@@ -56,6 +60,18 @@ def first_directory(read: Read) -> dict[int, bytes]:
             offset = int.from_bytes(value, "little" if order == "<" else "big")
             tags[tag] = value[:length] if length <= inline else at(offset, length)
     return tags
+
+
+def read_with(path: str, parse: Callable[[Read], Result]) -> Result | None:
+    """Return what `parse` makes of the bytes of a file; None where it does not open."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return parse(lambda length, offset: os.pread(descriptor, length, offset))
+    finally:
+        os.close(descriptor)
 
 
 def has_no_place(read: Read) -> bool:

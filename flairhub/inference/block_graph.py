@@ -57,7 +57,7 @@ def block_array(plan: MapPlan, preparations: Mapping[str, Preparation], predict:
     tasks: dict[Any, Task] = {}
     for block in plan.blocks():
         regions = edge_regions(plan, preparations, edges, block)
-        inputs = [refer(name, *number) for name in regions for number in needed_chunks(zone, name, regions[name])]
+        inputs = [refer(*chunk) for chunk in needed_chunks(zone, regions)]
         tasks[name, *block] = Task((name, *block), attached, block, *inputs)
     graph = HighLevelGraph.from_collections(name, tasks, dependencies=[*arrays.values()])  # type: ignore[list-item]
     return da.Array(graph, name, chunks, dtype=object, meta=meta)

@@ -11,6 +11,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,9 @@ from flairhub.data import Preparation
 from flairhub.errors import DataError
 from flairhub.inference.block_graph import edge_names, edge_regions
 from flairhub.inference.map_plan import MapPlan
-from flairhub.zones import Zone, attach, detach, needed_chunks
+from flairhub.zones import Chunk, Zone, attach, detach, needed_chunks
 
 Block = tuple[int, int]
-Chunk = tuple[str, int, int]
-"""A modality or mask, and the row and column number of a chunk of it."""
-
 KEPT_BYTES = 256_000_000
 """Chunks that later jobs read again stay in memory up to so many bytes, the others go to files."""
 
@@ -79,17 +77,15 @@ def _supplied(
     blocks: Sequence[Block],
     chunks: _Chunks,
 ) -> Iterator[BlockJob]:
-    def needed(block: Block) -> list[Chunk]:
-        regions = edge_regions(plan, preparations, edges, block)
-        return [(name, *number) for name in regions for number in needed_chunks(plan.zone, name, regions[name])]
-
-    left = Counter(chunk for block in blocks for chunk in needed(block))
+    regions_of = partial(edge_regions, plan, preparations, edges)
+    left = Counter(chunk for block in blocks for chunk in needed_chunks(plan.zone, regions_of(block)))
     with chunks:
         for block in blocks:
-            wanted = needed(block)
+            regions = regions_of(block)
+            wanted = needed_chunks(plan.zone, regions)
             left.subtract(wanted)
             values = chunks.take(wanted, [chunk for chunk in wanted if not left[chunk]])
-            yield BlockJob(block, attach(plan.zone, edge_regions(plan, preparations, edges, block), values))
+            yield BlockJob(block, attach(plan.zone, regions, values))
 
 
 class _Chunks:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from flairhub.errors import DataError
 from flairhub.geo import ALIGNMENT_TOLERANCE_PX, GeoBox, crs_name, geobox_of, same_crs
 from flairhub.ingest.archives import MOST_BYTES, read_member, split_member
-from flairhub.ingest.geotags import GeoTags, read_geotags
+from flairhub.ingest.geotags import read_geotags
+from flairhub.tiff import read_with
 
 MOST_PX = 8192
 """Largest accepted width or height of a patch."""
@@ -229,7 +230,7 @@ def _open(path: str) -> Iterator[tuple[Any, GeoBox, bool]]:
         raise DataError(f"{path}: no such file.")
     content = None if member is None else read_member(member)
     raw = None if content is None else lambda length, offset: content[offset : offset + length]
-    tags = _tags(path) if raw is None else read_geotags(raw)
+    tags = read_with(path, read_geotags) if raw is None else read_geotags(raw)
     known = tags is not None and tags.box(0, 0) is not None
     options = {"driver": "GTiff", "sharing": False, **({"GEOREF_SOURCES": "NONE"} if known else {})}
     with ExitStack() as stack:
@@ -251,17 +252,6 @@ def _open(path: str) -> Iterator[tuple[Any, GeoBox, bool]]:
             if tags is not None:
                 tags.learn(box)
         yield dataset, box, tags is None or tags.more
-
-
-def _tags(path: str) -> GeoTags | None:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        return read_geotags(lambda length, offset: os.pread(descriptor, length, offset))
-    finally:
-        os.close(descriptor)
 
 
 def _check_bomb(path: str, dataset: Any) -> None:

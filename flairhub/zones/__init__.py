@@ -4,7 +4,7 @@ from flairhub.zones.area import Area
 from flairhub.zones.area_source import with_area
 from flairhub.zones.arrays import ArrayRaster, is_edge
 from flairhub.zones.configured_zone import zone_of_config
-from flairhub.zones.edges import Regions, attach, chunk_bytes, detach, joined, needed_chunks
+from flairhub.zones.edges import Chunk, Regions, attach, chunk_bytes, detach, joined, needed_chunks
 from flairhub.zones.files import FileRaster, open_file
 from flairhub.zones.geotiff import close_all
 from flairhub.zones.raster import Pixels, Raster, Span, identity
@@ -15,6 +15,7 @@ from flairhub.zones.zone import RasterRequest, Zone, build_zone, fit, zone_of_cu
 __all__ = [
     "Area",
     "ArrayRaster",
+    "Chunk",
     "FileRaster",
     "Pixels",
     "Raster",

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 Regions = Mapping[str, tuple[Span, Span]]
 """By modality or mask, the rows and columns that a task reads; they may lie outside."""
 
+Chunk = tuple[str, int, int]
+"""A modality or mask, and the row and column number of a chunk of it."""
+
 
 def detach(zone: Zone, names: Sequence[str]) -> tuple[Zone, dict[str, da.Array]]:
     """Part a zone from the pixels that enter graphs.
@@ -43,15 +46,14 @@ def detach(zone: Zone, names: Sequence[str]) -> tuple[Zone, dict[str, da.Array]]
     return _with(zone, bare), arrays
 
 
-def needed_chunks(zone: Zone, name: str, region: tuple[Span, Span]) -> list[tuple[int, int]]:
-    """Row and column numbers of the chunks of a raster that a task needs to read a region; always the same order.
+def needed_chunks(zone: Zone, regions: Regions) -> list[Chunk]:
+    """Chunks that a task needs to read some regions; always in the same order.
 
     Args:
         zone: The rasters.
-        name: Of the raster, which is an edge (`is_edge`).
-        region: First row and one past the last, and the same for columns, pixels of the raster; may lie outside.
+        regions: What is read, of rasters that are edges (`is_edge`).
     """
-    return chunks_under(zone.raster(name), *region)
+    return [(name, *number) for name, region in regions.items() for number in chunks_under(zone.raster(name), *region)]
 
 
 def attach(zone: Zone, regions: Regions, chunks: Sequence[Any]) -> Zone:
@@ -60,14 +62,16 @@ def attach(zone: Zone, regions: Regions, chunks: Sequence[Any]) -> Zone:
     Args:
         zone: As `detach` returns it.
         regions: What is read, of the rasters that were detached.
-        chunks: Of each raster in the order of `regions`, those of `needed_chunks` in their order.
+        chunks: Those of `needed_chunks` in their order.
     """
-    given, complete = iter(chunks), {}
-    for name, region in regions.items():
+    pieces: dict[str, dict[tuple[int, int], Any]] = {name: {} for name in regions}
+    for (name, *number), values in zip(needed_chunks(zone, regions), chunks, strict=True):
+        pieces[name][number[0], number[1]] = values
+    complete = {}
+    for name, chunks_of_it in pieces.items():
         raster = zone.raster(name)
         assert isinstance(raster.origin, ArrayRaster)
-        pieces = {number: next(given) for number in needed_chunks(zone, name, region)}
-        complete[name] = raster.with_origin(raster.origin.attached(pieces))
+        complete[name] = raster.with_origin(raster.origin.attached(chunks_of_it))
     return _with(zone, complete)
 
 
